@@ -1,0 +1,40 @@
+"""genflow trains and samples image generators that need one, two or many network calls.
+
+Names are loaded when first used (PEP 562), so that ``import genflow`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from diffusers.models.modeling_utils import ModelMixin as ModelMixin
+
+    from genflow.denoiser import Denoiser as Denoiser
+    from genflow.nn.dit import DiT as DiT
+    from genflow.nn.unet import UNet as UNet
+    from genflow.pipeline import GenflowPipeline as GenflowPipeline
+    from genflow.sampling.generate import generate as generate
+
+_HOME = {
+    "Denoiser": "genflow.denoiser",
+    "GenflowPipeline": "genflow.pipeline",
+    "UNet": "genflow.nn.unet",
+    "DiT": "genflow.nn.dit",
+    "generate": "genflow.sampling.generate",
+    # diffusers looks for the base class of a saved part in the module that the folder names, which is this one
+    "ModelMixin": "diffusers.models.modeling_utils",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'genflow' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,269 @@
+"""The composition root: from a configuration to objects, one explicit ``match`` per family."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from genflow.config import (
+    Config,
+    CosineConfig,
+    DataConfig,
+    DiscreteVPConfig,
+    DiTConfig,
+    KarrasConfig,
+    LinearConfig,
+    LogitNormalConfig,
+    LogNormalConfig,
+    PredictCleanConfig,
+    PredictNoiseConfig,
+    PredictVConfig,
+    PredictVelocityConfig,
+    UNetConfig,
+    UniformConfig,
+    VEConfig,
+    VPConfig,
+)
+from genflow.data.images import ImageData, load_images
+from genflow.data.loader import ImageLoader
+from genflow.denoiser import Denoiser
+from genflow.evaluation.features import load_features
+from genflow.evaluation.metrics import frechet_distance
+from genflow.evaluation.protocol import stats_of
+from genflow.evaluation.statistics import FeatureStats
+from genflow.files import replace_files
+from genflow.nn.dit import DiT
+from genflow.nn.unet import UNet
+from genflow.objectives.base import Objective
+from genflow.objectives.regression import Regression
+from genflow.objectives.time_distributions import DiscreteUniform, LogitNormal, LogNormal, TimeDistribution, Uniform
+from genflow.parameterizations import (
+    Karras,
+    Parameterization,
+    PredictClean,
+    PredictNoise,
+    PredictV,
+    PredictVelocity,
+)
+from genflow.pictures import grid
+from genflow.sampling.generate import generate
+from genflow.schedules import VE, VP, Cosine, DiscreteVP, Linear, Schedule, linear_betas
+from genflow.training.trainer import Trainer, make_accelerator
+
+EVALUATION_SEEDS = 2**40  # in-training distances draw from here on, far from the seeds people use
+
+
+def build_data(config: DataConfig) -> ImageData:
+    """Return the training images; without labels if the configuration does not want classes."""
+    data = load_images(config.path, "train", size=config.size or None)
+    return data if config.classes else replace(data, labels=None, class_names=())
+
+
+def build_backbone(config: UNetConfig | DiTConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Return a fresh network for images of this shape (C, H, W)."""
+    channels, *size = image_shape
+    image_size = (size[0], size[1])
+    match config:
+        case UNetConfig():
+            return UNet(
+                image_size=image_size,
+                in_channels=channels,
+                num_classes=num_classes,
+                width=config.width,
+                multipliers=config.multipliers,
+                blocks=config.blocks,
+                attention=config.attention,
+                heads=config.heads,
+                dropout=config.dropout,
+            )
+        case DiTConfig():
+            return DiT(
+                image_size=image_size,
+                in_channels=channels,
+                num_classes=num_classes,
+                patch_size=config.patch_size,
+                width=config.width,
+                depth=config.depth,
+                heads=config.heads,
+                dropout=config.dropout,
+            )
+
+
+def build_schedule(config: Config) -> Schedule:
+    """Return the schedule."""
+    match config.schedule:
+        case VEConfig(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho):
+            return VE(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
+        case VPConfig(beta_d=beta_d, beta_min=beta_min):
+            return VP(beta_d=beta_d, beta_min=beta_min)
+        case DiscreteVPConfig(count=count, beta_start=start, beta_end=end):
+            return DiscreteVP(betas=linear_betas(count, start, end))
+        case CosineConfig():
+            return Cosine()
+        case LinearConfig():
+            return Linear()
+
+
+def build_parameterization(config: Config) -> Parameterization:
+    """Return the parameterization."""
+    match config.parameterization:
+        case PredictNoiseConfig():
+            return PredictNoise()
+        case PredictCleanConfig():
+            return PredictClean()
+        case PredictVConfig():
+            return PredictV()
+        case PredictVelocityConfig():
+            return PredictVelocity()
+        case KarrasConfig(sigma_data=sigma_data):
+            return Karras(sigma_data=sigma_data)
+
+
+def build_times(config: Config, schedule: Schedule) -> TimeDistribution:
+    """Return the law of training times; uniform over a table means uniform over its entries.
+
+    Raises ``ValueError`` for a law that leaves the schedule's range of times.
+    """
+    match config.objective.times:
+        case UniformConfig() if isinstance(schedule, DiscreteVP):
+            return DiscreteUniform(count=schedule.count)
+        case UniformConfig():
+            return Uniform(high=schedule.t_max)
+        case LogNormalConfig(mean=mean, std=std):
+            if isinstance(schedule, VE):
+                return LogNormal(mean=mean, std=std)
+            raise ValueError("objective.times LogNormal is a law of noise levels: it goes with schedule VE only")
+        case LogitNormalConfig(mean=mean, std=std):
+            if not isinstance(schedule, VE):
+                return LogitNormal(mean=mean, std=std)
+            raise ValueError("objective.times LogitNormal is a law on (0, 1): schedule VE takes LogNormal")
+
+
+def build_denoiser(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> Denoiser:
+    """Return a fresh denoiser, or one that starts from the weights of ``config.init``."""
+    schedule, parameterization = build_schedule(config), build_parameterization(config)
+    _check_pair(config)
+    torch.manual_seed(config.seed)
+    denoiser = Denoiser(
+        build_backbone(config.backbone, image_shape, num_classes),
+        schedule,
+        parameterization,
+        image_shape=image_shape,
+        num_classes=num_classes,
+        sampler=config.sample.sampler,
+        steps=config.sample.steps,
+    )
+    if config.init:
+        load_weights(denoiser, Denoiser.from_pretrained(config.init))
+    return denoiser
+
+
+def _check_pair(config: Config) -> None:
+    """Refuse pairs of schedule and parameterization that cannot work."""
+    match config.schedule, config.parameterization:
+        case VEConfig(), PredictNoiseConfig() | PredictVConfig() | PredictVelocityConfig() | PredictCleanConfig():
+            why = "leaves the inputs of schedule VE, up to 80 times too large, unscaled: use Karras"
+        case LinearConfig(), PredictNoiseConfig():
+            why = "needs alpha > 0, which schedule Linear lacks at t = 1: use PredictVelocity or Karras"
+        case _:
+            return
+    raise ValueError(f"parameterization {config.parameterization.type} {why}")
+
+
+def load_weights(denoiser: Denoiser, source: Denoiser) -> None:
+    """Copy the weights of ``source``; if its classes differ in number, the class table starts anew but for "no class".
+
+    Raises ``ValueError`` naming the weights that do not fit.
+    """
+    given, wanted = source.state_dict(), denoiser.state_dict()
+    if source.num_classes != denoiser.num_classes:
+        for name, fresh in wanted.items():
+            old = given.get(name)
+            rows = (source.num_classes + 1, denoiser.num_classes + 1)
+            if old is not None and (len(old), len(fresh)) == rows and old.shape[1:] == fresh.shape[1:]:
+                given[name] = torch.cat([fresh[:-1], old[-1:]])  # the last row is "no class"
+    wrong = [k for k in {*given, *wanted} if k not in given or k not in wanted or given[k].shape != wanted[k].shape]
+    if wrong:
+        raise ValueError(
+            f"the model to start from has another network: {len(wrong)} of its weights do not fit, such as"
+            f" {min(wrong)}; give [backbone] the values that its config.json lists"
+        )
+    denoiser.load_state_dict(given)
+
+
+def build_objective(config: Config, denoiser: Denoiser) -> Objective:
+    """Return the training objective around a denoiser."""
+    times = build_times(config, denoiser.schedule)
+    return Regression(denoiser, times, label_dropout=config.objective.label_dropout if denoiser.num_classes else 0.0)
+
+
+def build_trainer(config: Config) -> Trainer:
+    """Return a trainer that is ready to ``fit``; raises before anything is written if the parts do not fit together."""
+    if config.train.batch_size % config.train.accumulation:
+        raise ValueError(
+            f"train.batch_size {config.train.batch_size} does not divide into train.accumulation"
+            f" {config.train.accumulation} parts"
+        )
+    data = build_data(config.data)
+    denoiser = build_denoiser(config, data.image_shape, data.num_classes)
+    objective = build_objective(config, denoiser)
+    accelerator = make_accelerator(config)
+    loader = ImageLoader(
+        data,
+        batch_size=config.train.batch_size // config.train.accumulation // accelerator.num_processes,
+        seed=config.seed,
+        flip=config.data.flip,
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+    )
+    evaluate = _Distance(data, config.data.path) if config.train.evaluate_every else None
+    return Trainer(
+        objective, loader, config, accelerator=accelerator, preview=preview, evaluate=evaluate, export=export
+    )
+
+
+def preview(denoiser: Denoiser) -> Tensor:
+    """Return a picture of 8 rows of samples, uint8 (C, H, W): one column per class (at most 10), or 8 columns."""
+    columns = min(denoiser.num_classes, 10) or 8
+    labels = [k % columns for k in range(8 * columns)] if denoiser.num_classes else None
+    images = generate(denoiser, range(8 * columns), labels=labels)
+    return grid(images, columns, scale=max(1, 48 // denoiser.image_shape[-1]))
+
+
+def export(denoiser: Denoiser, folder: Path) -> None:
+    """Write a diffusers pipeline folder, each of its files whole or not at all."""
+    from genflow.pipeline import GenflowPipeline
+
+    partial = folder.with_name(f".partial-{folder.name}")
+    GenflowPipeline(denoiser).save_pretrained(str(partial))
+    replace_files(partial, folder)
+    _remove_empty(partial)
+
+
+def _remove_empty(folder: Path) -> None:
+    for inner in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
+        inner.rmdir()
+    folder.rmdir()
+
+
+class _Distance:
+    """Fréchet distance to the training images: a model chosen by it has not seen the held-out ones."""
+
+    def __init__(self, data: ImageData, name: str) -> None:
+        self.data = data
+        self.features = load_features(name if name in ("digits", "mnist5k") else "inception")
+        self.count = min(len(data), 2000)
+        self.reference = stats_of(self.features, data.images)
+
+    def __call__(self, denoiser: Denoiser) -> float:
+        stats = FeatureStats(self.features.dims)
+        classes = denoiser.num_classes
+        for start in range(0, self.count, 256):
+            index = range(start, min(start + 256, self.count))
+            labels = [k % classes for k in index] if classes else None
+            seeds = [EVALUATION_SEEDS + k for k in index]
+            stats.update(self.features.features(generate(denoiser, seeds, labels=labels, batch_size=256).cpu()))
+        return frechet_distance(stats, self.reference)

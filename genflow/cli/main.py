@@ -1,0 +1,96 @@
+"""``genflow``: finds the subcommand, and turns errors into one line.
+
+Nothing heavy is imported before the subcommand is known, so that ``genflow --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+USAGE = """\
+usage: genflow COMMAND ...
+
+Train and sample image generators that need one, two or many network calls.
+
+commands:
+  train RECIPE      train a model, or continue a run: the same command again resumes it
+  sample MODEL      write images, one per seed
+  fid SAMPLES REF   Fréchet distance of a model, a folder, an .npz file or an embedded set to a reference
+  demo              train on embedded digits, sample, measure, draw: a few minutes on a CPU
+
+examples:
+  genflow train tiny-rf
+  genflow train tiny-edm --data.path photos/ --data.size 32 --name mine --optim.lr 3e-4
+  genflow sample runs/tiny-rf/model --num 64 --steps 4 --out samples/
+  genflow fid runs/tiny-rf/model digits --steps 4
+
+genflow COMMAND --help explains every option; genflow --version prints the version.
+"""
+COMMANDS = ("train", "sample", "fid", "demo")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    match given:
+        case [] | ["-h" | "--help", *_]:
+            print(USAGE)
+            return 0 if given else 2
+        case ["--version", *_]:
+            from genflow import __version__
+
+            print(f"genflow {__version__}")
+            return 0
+        case [command, *rest]:
+            return guard(lambda: _run(command, rest))
+    return 2
+
+
+def _run(command: str, rest: list[str]) -> None:
+    match command:
+        case "train":
+            from genflow.cli.train import train
+
+            train(rest)
+        case "sample":
+            from genflow.cli.sample import sample
+
+            sample(rest)
+        case "fid":
+            from genflow.cli.fid import fid
+
+            fid(rest)
+        case "demo":
+            from genflow.cli.demo import demo
+
+            demo(rest)
+        case _:
+            close = difflib.get_close_matches(command, COMMANDS, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
+            raise ValueError(f"unknown command {command!r}; {hint}")
+
+
+def guard(action: Callable[[], None]) -> int:
+    """Run an action; answer what a user can mend with one line on stderr and exit code 2.
+
+    GENFLOW_TRACEBACK=1 in the environment shows the whole traceback instead.
+    """
+    if os.environ.get("GENFLOW_TRACEBACK"):
+        action()
+        return 0
+    try:
+        action()
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"genflow: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("genflow: stopped; the same command again continues from what is saved", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

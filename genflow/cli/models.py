@@ -1,0 +1,33 @@
+"""What subcommands that use a saved model share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from genflow.denoiser import Denoiser
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of this name; "auto" is a GPU if there is one.
+
+    Raises ``ValueError`` for a device that torch does not have here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros((), device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"no device {name!r} here: {str(error).splitlines()[0]}") from None
+
+
+def is_model(path: str) -> bool:
+    """Tell whether a path is a saved model rather than images."""
+    return any((Path(path) / name).is_file() for name in ("model_index.json", "config.json"))
+
+
+def load_model(path: str, device: torch.device) -> Denoiser:
+    """Load a saved model, or the model of a run folder, onto a device."""
+    inner = Path(path) / "model"
+    return Denoiser.from_pretrained(inner if is_model(str(inner)) else path).to(device)

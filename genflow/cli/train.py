@@ -1,0 +1,54 @@
+"""``genflow train``, which the scripts in train/ share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from genflow.config import Config, find_recipe, load_config, override, recipes
+
+
+def train(arguments: Sequence[str], *, prog: str = "genflow train") -> Path:
+    """Train what a recipe and its overrides describe, and return the folder of the model."""
+    config = read(arguments, prog=prog)
+    from genflow.build import build_trainer  # torch and its friends load only once the options are known to be right
+
+    check_resume(config)
+    model = build_trainer(config).fit()
+    print(f"{model}: the model; try  genflow sample {model}")
+    return model
+
+
+def read(arguments: Sequence[str], *, prog: str) -> Config:
+    """Return the configuration that the command line asks for."""
+    about = (
+        f"Train a model: {prog} RECIPE [--section.field value ...]\n\nRECIPE is a TOML file or one of"
+        f" {', '.join(recipes())}. The same command again continues the run. The run's folder holds model/ (to use),"
+        " checkpoints/ (to resume), previews/, log.jsonl and config.toml."
+    )
+    match list(arguments):
+        case [recipe, *rest] if not recipe.startswith("-"):
+            return override(load_config(find_recipe(recipe)), rest, prog=f"{prog} {recipe}", about=about)
+        case rest:
+            override(Config(), rest, prog=f"{prog} RECIPE", about=about)  # prints the help, or says what is wrong
+            raise ValueError(f"name a recipe first: {prog} RECIPE, where RECIPE is a file or {', '.join(recipes())}")
+
+
+def check_resume(config: Config) -> None:
+    """Refuse to continue a run as another one.
+
+    Raises ``ValueError`` naming the first section that differs from the run's config.toml.
+    """
+    written = config.folder / "config.toml"
+    if not written.is_file() or not any((config.folder / "checkpoints").glob("step-*")):
+        return
+    before = load_config(written)
+    fixed = ("seed", "init", "data", "backbone", "schedule", "parameterization", "objective", "optim")
+    differing = [name for name in fixed if getattr(before, name) != getattr(config, name)]
+    if before.train.batch_size != config.train.batch_size:
+        differing.append("train.batch_size")
+    if differing:
+        raise ValueError(
+            f"{config.folder} holds a run with another {' and '.join(differing)} (see {written}): continue it with the"
+            " same options, or give this one another --name"
+        )

@@ -1,0 +1,502 @@
+"""Typed configurations: a TOML file becomes frozen dataclasses, strictly; the command line may override any field.
+
+Nothing here imports torch: these are descriptions, which ``build`` turns into objects. Fields named ``type`` choose
+between dataclasses, so an option that does not belong to the choice is an error rather than ignored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+import re
+import tomllib
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+import pydantic
+from pydantic import ConfigDict, Field, TypeAdapter
+
+_STRICT = ConfigDict(extra="forbid")
+Arguments = TypeVar("Arguments")
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Images to train on."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    path: str = "digits"
+    """digits, mnist5k or shapes (embedded); a folder of images, with or without a sub-folder per class; or an .npz."""
+    size: Annotated[int, Field(ge=0)] = 0
+    """Side to crop and resize a folder's images to; 0 takes them as they are."""
+    classes: bool = True
+    """Train with class labels where the data has them."""
+    flip: bool = False
+    """Mirror half of the images; wrong for anything with a left and a right, such as digits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """Convolutional network of EDM's DDPM++ form."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    type: Literal["UNet"] = "UNet"
+    width: Positive = 128
+    """Channels at the highest resolution."""
+    multipliers: tuple[Positive, ...] = (2, 2, 2)
+    """Channels at each resolution, in multiples of width."""
+    blocks: Positive = 4
+    """Residual blocks per resolution."""
+    attention: tuple[Positive, ...] = (16,)
+    """Resolutions (shorter side) at which there is attention."""
+    heads: Positive = 1
+    """Attention heads."""
+    dropout: Share = 0.13
+    """Share of activations dropped in residual blocks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTConfig:
+    """Diffusion transformer."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    type: Literal["DiT"] = "DiT"
+    patch_size: Positive = 2
+    """Side of the square patches that become tokens."""
+    width: Positive = 384
+    """Channels of a token (S 384, B 768, L 1024, XL 1152)."""
+    depth: Positive = 12
+    """Blocks (S 12, B 12, L 24, XL 28)."""
+    heads: Positive = 6
+    """Attention heads (S 6, B 12, L 16, XL 16)."""
+    dropout: Share = 0.0
+    """Share of activations dropped in blocks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VEConfig:
+    """Variance exploding: noise levels up to sigma_max."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    type: Literal["VE"] = "VE"
+    sigma_min: Annotated[float, Field(gt=0)] = 0.002
+    """Lowest noise level of the sampling grid."""
+    sigma_max: Annotated[float, Field(gt=0)] = 80.0
+    """Highest noise level."""
+    rho: Annotated[float, Field(gt=0)] = 7.0
+    """Power of the sampling grid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VPConfig:
+    """Variance preserving, continuous time."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    type: Literal["VP"] = "VP"
+    beta_d: Annotated[float, Field(gt=0)] = 19.9
+    """Growth of beta over time."""
+    beta_min: Annotated[float, Field(gt=0)] = 0.1
+    """beta at time 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscreteVPConfig:
+    """Variance preserving, DDPM's table with linear betas."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    type: Literal["DiscreteVP"] = "DiscreteVP"
+    count: Positive = 1000
+    """Entries of the table."""
+    beta_start: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    """First beta."""
+    beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """Last beta."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineConfig:
+    """Variance preserving, cosine."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    type: Literal["Cosine"] = "Cosine"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearConfig:
+    """The straight path of rectified flow."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    type: Literal["Linear"] = "Linear"
+
+
+ScheduleConfig = Annotated[
+    VEConfig | VPConfig | DiscreteVPConfig | CosineConfig | LinearConfig, Field(discriminator="type")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictNoiseConfig:
+    """The network gives the noise."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    type: Literal["PredictNoise"] = "PredictNoise"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictCleanConfig:
+    """The network gives the clean image."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    type: Literal["PredictClean"] = "PredictClean"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictVConfig:
+    """The network gives v."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    type: Literal["PredictV"] = "PredictV"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictVelocityConfig:
+    """The network gives the velocity of rectified flow."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    type: Literal["PredictVelocity"] = "PredictVelocity"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KarrasConfig:
+    """EDM's preconditioning."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    type: Literal["Karras"] = "Karras"
+    sigma_data: Annotated[float, Field(gt=0)] = 0.5
+    """Standard deviation of the data, in [-1, 1] units."""
+
+
+ParameterizationConfig = Annotated[
+    PredictNoiseConfig | PredictCleanConfig | PredictVConfig | PredictVelocityConfig | KarrasConfig,
+    Field(discriminator="type"),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniformConfig:
+    """Times uniform over the schedule."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    type: Literal["Uniform"] = "Uniform"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogNormalConfig:
+    """Noise levels log-normal: EDM's law."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    type: Literal["LogNormal"] = "LogNormal"
+    mean: float = -1.2
+    """Mean of ln t."""
+    std: Annotated[float, Field(gt=0)] = 1.2
+    """Standard deviation of ln t."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitNormalConfig:
+    """Times logit-normal on (0, 1)."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    type: Literal["LogitNormal"] = "LogitNormal"
+    mean: float = 0.0
+    """Mean of ln(t / (1 - t))."""
+    std: Annotated[float, Field(gt=0)] = 1.0
+    """Standard deviation of ln(t / (1 - t))."""
+
+
+TimesConfig = Annotated[UniformConfig | LogNormalConfig | LogitNormalConfig, Field(discriminator="type")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressionConfig:
+    """Diffusion and rectified flow: regression of the raw output."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    type: Literal["Regression"] = "Regression"
+    times: TimesConfig = field(default_factory=UniformConfig)
+    """The law of training times."""
+    label_dropout: Share = 0.1
+    """Share of labels replaced by "no class", which guidance needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Adam, and the average of weights that is used for sampling."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate after warm-up."""
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the learning rate grows from 0."""
+    decay: Literal["constant", "cosine"] = "constant"
+    """What the learning rate does after warm-up: stay, or fall to 0 along a cosine."""
+    beta1: Share = 0.9
+    """Decay of Adam's mean of gradients."""
+    beta2: Share = 0.999
+    """Decay of Adam's mean of squared gradients."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Adam's epsilon."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled weight decay."""
+    clip: NonNegative = 0.0
+    """Largest norm of the gradient; 0 does not clip."""
+    ema_halflife: NonNegative = 500_000
+    """Half-life, in images, of the average of weights; 0 averages nothing."""
+    ema_rampup: NonNegative = 0.05
+    """The half-life is at most this share of the images seen so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Length and rhythm of a run."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    steps: Positive = 100_000
+    """Optimiser steps."""
+    batch_size: Positive = 128
+    """Images per optimiser step, over all processes."""
+    accumulation: Positive = 1
+    """Parts in which a step's images are computed, to save memory."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """What the network computes in; weights and losses stay float32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass, to save memory."""
+    log_every: Positive = 50
+    """Steps between lines of log.jsonl."""
+    preview_every: Annotated[int, Field(ge=0)] = 1000
+    """Steps between pictures in previews/; 0 draws none."""
+    checkpoint_every: Positive = 1000
+    """Steps between checkpoints."""
+    keep: Positive = 2
+    """Checkpoints kept."""
+    evaluate_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between Fréchet distances to the training images; the best model is kept in best/. 0 measures none."""
+    stop_after_bad: Positive = 20
+    """Stop after this many steps in a row whose gradient was not finite (each is skipped)."""
+    tracker: str = ""
+    """Any accelerate tracker: tensorboard, wandb, trackio, mlflow, …"""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads; 0 leaves torch's choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """How the saved model samples unless told otherwise."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    sampler: Literal["euler", "heun", "dpmpp_2m", "ancestral"] = "heun"
+    """Default sampler."""
+    steps: Positive = 18
+    """Default number of steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A run: data, network, method (schedule, parameterization, objective), optimisation."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    name: str = "run"
+    """Name of the run."""
+    out: str = "runs"
+    """Folder that holds runs."""
+    init: str = ""
+    """Saved model to start from; its classes may differ."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of everything random in training."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    data: DataConfig = field(default_factory=DataConfig)
+    backbone: Annotated[UNetConfig | DiTConfig, Field(discriminator="type")] = field(default_factory=UNetConfig)
+    schedule: ScheduleConfig = field(default_factory=VEConfig)
+    parameterization: ParameterizationConfig = field(default_factory=KarrasConfig)
+    objective: RegressionConfig = field(default_factory=RegressionConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is kept."""
+        return Path(self.out) / self.name
+
+
+_ADAPTER = TypeAdapter(Config)
+_PACKAGE = Path(__file__).resolve().parent
+_RECIPES = (_PACKAGE / "recipes", _PACKAGE.parent / "train" / "configs")  # in a wheel; in a checkout
+
+
+def recipes() -> list[str]:
+    """Return the names of the recipes that come with genflow."""
+    return sorted(path.stem for folder in _RECIPES for path in folder.glob("*.toml"))
+
+
+def find_recipe(name: str) -> Path:
+    """Return the path of a TOML file, given as a path or as the name of a recipe.
+
+    Raises ``ValueError`` naming the nearest recipe if there is none.
+    """
+    places = [Path(name), *(folder / f"{name}.toml" for folder in _RECIPES)]
+    for place in places:
+        if place.is_file():
+            return place
+    raise ValueError(f"there is no recipe or file {name!r}{_nearest(name, recipes())}")
+
+
+def load_config(path: Path) -> Config:
+    """Read a TOML file strictly.
+
+    Raises ``ValueError``, one line, for a file that is not TOML, an unknown key (with the nearest valid one), a wrong
+    type or a value out of range.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from error
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    return _validate(values, str(path))
+
+
+def override(config: Config, arguments: Sequence[str], *, prog: str, about: str) -> Config:
+    """Apply ``--section.field value`` arguments; ``--help`` prints every field with its meaning and exits.
+
+    Raises ``ValueError``, one line, for options that do not exist or values that do not fit.
+    """
+    changed = parse_arguments(Config, arguments, prog=prog, about=about, default=config)
+    return _validate(json.loads(_ADAPTER.dump_json(changed)), "the command line")
+
+
+def parse_arguments(
+    kind: type[Arguments], arguments: Sequence[str], *, prog: str, about: str, default: Arguments | None = None
+) -> Arguments:
+    """Fill a dataclass from the command line; ``--help`` prints its fields with their meaning and exits.
+
+    Raises ``ValueError``, one line, for options that do not exist or values that do not fit.
+    """
+    import tyro
+
+    shown, complaints = io.StringIO(), io.StringIO()
+    given = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(complaints):
+            return tyro.cli(
+                kind, args=list(arguments), prog=prog, description=about, config=(tyro.conf.AvoidSubcommands,), **given
+            )
+    except SystemExit as stop:
+        if stop.code:
+            raise ValueError(_one_line(complaints.getvalue())) from None
+        print(shown.getvalue())  # noqa: T201 (the help page)
+        raise
+
+
+def to_toml(config: Config) -> str:
+    """Write a configuration as TOML that ``load_config`` reads back unchanged."""
+    return "\n".join(_toml_lines(json.loads(_ADAPTER.dump_json(config)), ())) + "\n"
+
+
+def to_flat(config: Config) -> dict[str, int | float | str | bool]:
+    """Return ``{"optim.lr": 0.001, …}``, lists as strings: what experiment trackers take."""
+    return dict(_flatten(json.loads(_ADAPTER.dump_json(config)), ""))
+
+
+def _flatten(table: dict[str, Any], prefix: str) -> Iterator[tuple[str, int | float | str | bool]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, str(value) if isinstance(value, list) else value
+
+
+def _toml_lines(table: dict[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    if path:
+        yield f"\n[{'.'.join(path)}]"
+    for key, value in table.items():
+        if not isinstance(value, dict):
+            yield f"{key} = {json.dumps(value)}"  # JSON's scalars and lists are TOML's too
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _toml_lines(value, (*path, key))
+
+
+def _validate(values: dict[str, Any], source: str) -> Config:
+    try:
+        return _ADAPTER.validate_json(json.dumps(values), strict=True)
+    except pydantic.ValidationError as error:
+        raise ValueError(f"{source}: {_explain(error.errors()[0], values)}") from None
+    except TypeError as error:  # TOML's dates have no JSON form
+        raise ValueError(f"{source}: {error}") from None
+
+
+def _explain(error: Any, values: dict[str, Any]) -> str:
+    """Say in one line what is wrong with a configuration and what would be right."""
+    path = _in_file([str(part) for part in error["loc"]], values)
+    where = ".".join(path)
+    match error["type"]:
+        case "unexpected_keyword_argument":
+            return f"unknown key {where}{_nearest(path[-1], _valid_keys(path[:-1], values))}"
+        case "union_tag_invalid" | "union_tag_not_found":
+            given = error["ctx"].get("tag")
+            allowed = error["ctx"].get("expected_tags", "one of the names the documentation lists")
+            return f"{where}.type is {given!r}, allowed are {allowed}"
+        case _:
+            message = error["msg"][0].lower() + error["msg"][1:]
+            return f"{where} = {json.dumps(error['input'])}: {message}"
+
+
+def _in_file(location: list[str], values: Any) -> list[str]:
+    """Drop from an error's location the names of union members, which are not keys of the file."""
+    path: list[str] = []
+    for k, part in enumerate(location):
+        if isinstance(values, dict) and part not in values and values.get("type") == part and k < len(location) - 1:
+            continue
+        path.append(part)
+        values = values.get(part) if isinstance(values, dict) else None
+    return path
+
+
+def _valid_keys(path: list[str], values: Any) -> list[str]:
+    """Return the keys allowed in the table at ``path``."""
+    kind: Any = Config
+    for part in path:
+        values = values[part]
+        hint = typing.get_type_hints(kind)[part]
+        members = [m for m in (typing.get_args(hint) or (hint,)) if dataclasses.is_dataclass(m)]
+        chosen = [m for m in members if m.__dict__.get("type") == values.get("type")]
+        kind = (chosen or members)[0]
+    return [f.name for f in dataclasses.fields(kind)]
+
+
+def _nearest(given: str, allowed: list[str]) -> str:
+    close = difflib.get_close_matches(given, allowed, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f"; allowed are {', '.join(allowed)}"
+
+
+def _one_line(complaint: str) -> str:
+    """Reduce tyro's box to what it says and the nearest option it names."""
+    lines = [re.sub(r"\s+", " ", line.strip(" │╭╰─╮╯\n")) for line in complaint.splitlines()]
+    lines = [line for line in lines if line and not set(line) <= {"-", "─"}]
+    said = lines[1] if len(lines) > 1 else "the command line is not understood"
+    if any(line.startswith("Perhaps you meant") for line in lines):
+        near = lines[[line.startswith("Perhaps you meant") for line in lines].index(True) + 1]
+        said += f"; did you mean {near}?"
+    return said + " (see --help)"

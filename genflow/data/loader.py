@@ -1,0 +1,61 @@
+"""Batches as a pure function of (seed, number), whatever was loaded before: so that a run can resume exactly."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genflow.data.images import ImageData
+
+
+class ImageLoader:
+    """Draws batch after batch of a data set, each epoch in an order of its own.
+
+    Batch ``number`` of process ``rank`` holds the positions ``(number processes + rank) batch_size …`` of the endless
+    sequence of epochs, each a permutation keyed by (seed, epoch). ``batch_size`` is per process and may exceed the
+    data set.
+
+    Raises ``ValueError`` for an empty data set.
+    """
+
+    def __init__(
+        self, data: ImageData, *, batch_size: int, seed: int, flip: bool = False, rank: int = 0, processes: int = 1
+    ) -> None:
+        if len(data) == 0:
+            raise ValueError(f"{data.name} has no images to train on")
+        self.data = data
+        self.batch_size = batch_size
+        self.seed = seed
+        self.flip = flip
+        self.rank = rank
+        self.processes = processes
+        self._order = functools.lru_cache(maxsize=2)(self._permutation)
+
+    def __call__(self, number: int) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return batch ``number`` on the CPU: images (B, C, H, W) uint8, labels (B,) int64 or None, indices (B,)."""
+        first = (number * self.processes + self.rank) * self.batch_size
+        position = np.arange(first, first + self.batch_size)
+        epoch, place = np.divmod(position, len(self.data))
+        if epoch[0] == epoch[-1]:
+            index = self._order(int(epoch[0]))[place]
+        else:
+            index = np.stack([self._order(int(e))[p] for e, p in zip(epoch, place, strict=True)])
+        images = self.data.images[index]
+        if self.flip:
+            mirrored = (
+                np.random.Philox(key=_words(self.seed, 1), counter=_words(0, 0, 0, first)).random_raw(len(index)) % 2
+                == 1
+            )
+            images[mirrored] = images[mirrored, ..., ::-1]
+        labels = None if self.data.labels is None else torch.from_numpy(self.data.labels[index])
+        return torch.from_numpy(images), labels, torch.from_numpy(index)
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        return np.random.Generator(np.random.Philox(key=_words(self.seed, 2 + epoch))).permutation(len(self.data))
+
+
+def _words(*values: int) -> np.ndarray:
+    return np.array(values, dtype=np.uint64)

@@ -1,0 +1,246 @@
+"""The artefact people train, save, share and sample: a network together with what its output means."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from genflow.nn.dit import DiT
+from genflow.nn.unet import UNet
+from genflow.parameterizations import (
+    ConsistencyKarras,
+    Karras,
+    Parameterization,
+    PredictClean,
+    PredictNoise,
+    PredictV,
+    PredictVelocity,
+)
+from genflow.schedules import VE, VP, Cosine, DiscreteVP, Linear, Schedule, Trig, expand
+
+SUBFOLDER = "denoiser"  # where a pipeline folder keeps it
+
+
+class Denoiser(ModelMixin, ConfigMixin):
+    """A backbone with its schedule and parameterization: from a noisy image to the clean one.
+
+    ``denoise(x_t, t, y) = c_skip x_t + c_out backbone(c_in x_t, c_noise, y)``. ``backbone`` is any module called as
+    ``(x, c_noise, y, s)`` on ``x`` (B, C, H, W), ``c_noise`` (B,) float32, labels ``y`` (B,) int64 or None, and the
+    target time ``s`` (B,) or None. ``num_classes`` itself is the label "no class", and so is ``y = None``.
+
+    The configuration holds the image shape (C, H, W), the number of classes, and how to sample by default: the
+    sampler, its number of steps, and, for numbers of steps that have one, a time grid of their own
+    (``times = {"2": [80.0, 0.821, 0.0]}``). Saved as a diffusers folder: config.json and safetensors.
+    Source of the form: "Elucidating the Design Space of Diffusion-Based Generative Models", arXiv 2206.00364, eq. 7.
+
+    Raises ``ValueError`` for a time grid that does not run from a positive time down to 0.
+    """
+
+    config_name = "config.json"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        schedule: Schedule,
+        parameterization: Parameterization,
+        *,
+        image_shape: tuple[int, int, int],
+        num_classes: int = 0,
+        sampler: str = "heun",
+        steps: int = 18,
+        times: dict[str, list[float]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.schedule = schedule
+        self.parameterization = parameterization
+        self.image_shape = tuple(image_shape)
+        self.num_classes = num_classes
+        for count, grid in (times or {}).items():
+            _check_grid(int(count), grid)
+        self.register_to_config(
+            network=_describe_backbone(backbone),  # not "backbone": diffusers would find the config before the module
+            schedule=_describe(schedule),
+            parameterization=_describe(parameterization),
+            image_shape=list(image_shape),
+            num_classes=num_classes,
+            sampler=sampler,
+            steps=steps,
+            times=times or {},
+        )
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, s: Tensor | None = None) -> Tensor:
+        """Return the raw output (B, C, H, W), float32, for states ``x_t`` at times ``t``, 0-dimensional or (B,).
+
+        This is the precision boundary: the backbone may hold or compute in bf16, what comes out is float32.
+        Raises ``ValueError`` for labels given to a network without classes.
+        """
+        row = self.parameterization.coefficients(self.schedule, t)
+        batch = (x_t.shape[0],)
+        c_noise = row.c_noise.to(device=x_t.device, dtype=torch.float32).expand(batch)
+        if s is not None:
+            s = s.to(device=x_t.device, dtype=torch.float32).expand(batch)
+        if y is not None and self.num_classes == 0:
+            raise ValueError("this model has no classes: leave the labels out")
+        if y is None and self.num_classes:
+            y = torch.full(batch, self.num_classes, device=x_t.device)
+        x_in = (expand(row.c_in, x_t) * x_t).to(_weight_dtype(self.backbone))
+        return self.backbone(x_in, c_noise, y, s).float()
+
+    def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, s: Tensor | None = None) -> Tensor:
+        """Return the clean image (B, C, H, W) as seen from state ``x_t`` at time ``t``, 0-dimensional or (B,)."""
+        return self.parameterization.clean(self.schedule, self(x_t, t, y, s), x_t, t)
+
+    @classmethod
+    def from_config(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, config: dict[str, Any], *, backbone: nn.Module | None = None, **overrides: Any
+    ) -> Denoiser:
+        """Rebuild from the content of config.json, with fresh weights; ``backbone`` replaces the recorded one.
+
+        Raises ``ValueError`` for a part that genflow does not know.
+        """
+        config = {**config, **overrides}
+        return cls(
+            backbone if backbone is not None else _build_backbone(config["network"]),
+            _build_schedule(config["schedule"]),
+            _build_parameterization(config["parameterization"]),
+            image_shape=tuple(config["image_shape"]),
+            num_classes=config["num_classes"],
+            sampler=config["sampler"],
+            steps=config["steps"],
+            times=config["times"],
+        )
+
+    @classmethod
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, folder_or_repo: str | Path, backbone: nn.Module | None = None, **options: Any
+    ) -> Denoiser:
+        """Load a saved folder, a pipeline folder that holds one, or a hub repository; strictly.
+
+        ``backbone`` stands in for a network that is not genflow's. ``options`` are those of diffusers'
+        ``ModelMixin.from_pretrained`` (``dtype``, ``revision``, ``cache_dir``, …). Only safetensors are read.
+        Raises ``ValueError`` if there is no such folder, or if weights are missing, unexpected or of another shape.
+        """
+        folder = Path(folder_or_repo)
+        if "subfolder" not in options and ((folder / "model_index.json").is_file() or not folder.exists()):
+            options["subfolder"] = SUBFOLDER
+        if folder.exists():
+            _check_folder(folder / (options.get("subfolder") or ""))
+        if backbone is not None:
+            options["backbone"] = backbone
+        try:
+            options |= {"output_loading_info": True, "use_safetensors": True}
+            model, info = super().from_pretrained(str(folder_or_repo), **options)
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"cannot load a model from {folder_or_repo}: {_first_line(error)}") from error
+        problems = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys") if info[kind]}
+        if problems:
+            raise ValueError(f"the weights in {folder_or_repo} are of another model: {_shorten(problems)}")
+        return model
+
+
+# Saved folders name the class as genflow.Denoiser, so that they survive any rearrangement of the files.
+Denoiser.__module__ = "genflow"
+
+
+def _check_grid(count: int, grid: list[float]) -> None:
+    falling = all(a > b for a, b in itertools.pairwise(grid))
+    if len(grid) != count + 1 or not falling or grid[-1] != 0:
+        raise ValueError(f"a grid of {count} steps is {count + 1} falling times that end at 0, got {grid}")
+
+
+def _check_folder(folder: Path) -> None:
+    """Say what a local folder lacks, before diffusers logs several lines about it."""
+    config = folder / Denoiser.config_name
+    if not config.is_file():
+        raise ValueError(f"{folder} is not a saved model: it has neither config.json nor denoiser/config.json")
+    kind = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
+    if kind != "Denoiser":
+        raise ValueError(f"{folder} is not a genflow model: its config.json is that of a {kind}")
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder} has a config.json but no weights: diffusion_pytorch_model.safetensors is missing")
+
+
+def _weight_dtype(module: nn.Module) -> torch.dtype:
+    """Return the dtype of the first parameter: cheaper by far than a walk over all of them, every step."""
+    return next((p.dtype for p in module.parameters()), torch.float32)
+
+
+def _describe(part: Schedule | Parameterization) -> dict[str, Any]:
+    return {"class": type(part).__name__, "arguments": dataclasses.asdict(part)}  # pyright: ignore[reportArgumentType]
+
+
+def _describe_backbone(backbone: nn.Module) -> dict[str, Any]:
+    match backbone:
+        case UNet() | DiT():
+            return {"class": type(backbone).__name__, "arguments": backbone.arguments}
+        case _:  # somebody else's: named for the reader, rebuilt by whoever loads the folder
+            return {"class": f"{type(backbone).__module__}.{type(backbone).__qualname__}", "arguments": {}}
+
+
+def _build_backbone(part: dict[str, Any]) -> nn.Module:
+    match part["class"]:
+        case "UNet":
+            return UNet(**part["arguments"])
+        case "DiT":
+            return DiT(**part["arguments"])
+        case other:
+            raise ValueError(f"the network {other} is not genflow's: build it and pass it as backbone=")
+
+
+def _build_schedule(part: dict[str, Any]) -> Schedule:
+    arguments = part["arguments"]
+    match part["class"]:
+        case "VE":
+            return VE(**arguments)
+        case "VP":
+            return VP(**arguments)
+        case "DiscreteVP":
+            return DiscreteVP(betas=tuple(arguments["betas"]))
+        case "Cosine":
+            return Cosine(**arguments)
+        case "Linear":
+            return Linear(**arguments)
+        case "Trig":
+            return Trig(**arguments)
+        case other:
+            raise ValueError(f"unknown schedule {other}: the folder was written by a newer genflow")
+
+
+def _build_parameterization(part: dict[str, Any]) -> Parameterization:
+    arguments = part["arguments"]
+    match part["class"]:
+        case "PredictNoise":
+            return PredictNoise(**arguments)
+        case "PredictClean":
+            return PredictClean(**arguments)
+        case "PredictV":
+            return PredictV(**arguments)
+        case "PredictVelocity":
+            return PredictVelocity(**arguments)
+        case "Karras":
+            return Karras(**arguments)
+        case "ConsistencyKarras":
+            return ConsistencyKarras(**arguments)
+        case other:
+            raise ValueError(f"unknown parameterization {other}: the folder was written by a newer genflow")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _shorten(problems: dict[str, list[str]], most: int = 5) -> str:
+    """Name the first few keys of each kind."""
+    return "; ".join(
+        f"{kind.replace('_', ' ')}: {', '.join(keys[:most])}"
+        + (f" and {len(keys) - most} more" if len(keys) > most else "")
+        for kind, keys in problems.items()
+    )

@@ -1,0 +1,63 @@
+"""Laws of training times, given by their quantile functions, so that one uniform draw per image decides its time."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class TimeDistribution(abc.ABC):
+    """A law of times; subclasses are frozen dataclasses."""
+
+    @abc.abstractmethod
+    def quantile(self, u: Tensor) -> Tensor:
+        """Return the times (B,) below which a share ``u`` (B,) in (0, 1) of the law lies: the inverse CDF."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform(TimeDistribution):
+    """``t = low + u (high - low)``."""
+
+    low: float = 0.0
+    high: float = 1.0
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return self.low + u * (self.high - self.low)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscreteUniform(TimeDistribution):
+    """One of ``count`` times (k + 1) / count with equal chance: DDPM's steps (arXiv 2006.11239, algorithm 1)."""
+
+    count: int = 1000
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return ((u * self.count).floor() + 1).clamp(max=self.count) / self.count
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogNormal(TimeDistribution):
+    """``ln t ~ N(mean, std^2)``: EDM's law of noise levels on ``VE`` (arXiv 2206.00364, Table 1)."""
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return torch.exp(self.mean + self.std * torch.special.ndtri(u))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitNormal(TimeDistribution):
+    """``ln(t / (1 - t)) ~ N(mean, std^2)``, on (0, 1).
+
+    Source: "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", arXiv 2403.03206, eq. 19.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))

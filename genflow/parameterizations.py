@@ -1,0 +1,159 @@
+"""Parameterizations: what the raw output of a network means.
+
+Each is one row of four coefficients, functions of time alone, in float64:
+
+    clean = c_skip(t) x_t + c_out(t) raw,    raw = network(c_in(t) x_t, c_noise(t))
+
+so one squared error on ``raw`` serves noise, image, v, EDM and velocity prediction alike.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genflow.schedules import DiscreteVP, Schedule, expand
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """The row of a parameterization at times t; all of t's shape. ``c_noise`` is what the time embedding sees."""
+
+    c_in: Tensor
+    c_skip: Tensor
+    c_out: Tensor
+    c_noise: Tensor
+
+
+class Parameterization(abc.ABC):
+    """How a clean image is read out of a raw network output; subclasses are frozen dataclasses."""
+
+    @abc.abstractmethod
+    def coefficients(self, schedule: Schedule, t: Tensor) -> Coefficients:
+        """Return the row at times ``t``, 0-dimensional or (B,)."""
+
+    def clean(self, schedule: Schedule, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return ``c_skip x_t + c_out raw``, the clean image (B, C, H, W) seen from ``(x_t, t)``."""
+        row = self.coefficients(schedule, t)
+        return expand(row.c_skip, x_t) * x_t + expand(row.c_out, x_t) * raw
+
+    def target(self, schedule: Schedule, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return the raw output (B, C, H, W) that would give ``x``: ``(x - c_skip x_t) / c_out``, for t > 0.
+
+        Written as a mix of ``x`` and ``noise`` whose two weights are formed in t's precision, because the difference of
+        images loses all its digits near t = 0.
+        """
+        row = self.coefficients(schedule, t)
+        of_x = (1 - row.c_skip * schedule.alpha(t)) / row.c_out
+        of_noise = -row.c_skip * schedule.sigma(t) / row.c_out
+        return expand(of_x, x) * x + expand(of_noise, x) * noise
+
+
+def _clock(schedule: Schedule, t: Tensor) -> Tensor:
+    """Return the time as networks conditioned on time see it: DDPM's step k in its table, else 1000 t."""
+    match schedule:
+        case DiscreteVP():
+            return schedule.count * t - 1
+        case _:
+            return 1000 * t
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictNoise(Parameterization):
+    """The network gives the noise: ``clean = (x_t - sigma raw) / alpha``; needs alpha > 0 up to ``t_max``.
+
+    Source: "Denoising Diffusion Probabilistic Models", arXiv 2006.11239, eq. 14.
+    """
+
+    def coefficients(self, schedule: Schedule, t: Tensor) -> Coefficients:
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        return Coefficients(torch.ones_like(t), 1 / alpha, -sigma / alpha, _clock(schedule, t))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictClean(Parameterization):
+    """The network gives the clean image itself.
+
+    Source: "Progressive Distillation for Fast Sampling of Diffusion Models", arXiv 2202.00512, section 4.
+    """
+
+    def coefficients(self, schedule: Schedule, t: Tensor) -> Coefficients:
+        one = torch.ones_like(t)
+        return Coefficients(one, torch.zeros_like(t), one, _clock(schedule, t))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictV(Parameterization):
+    """The network gives ``v = (alpha noise - sigma x) / sqrt(alpha^2 + sigma^2)``.
+
+    Source: "Progressive Distillation for Fast Sampling of Diffusion Models", arXiv 2202.00512, appendix D.
+    """
+
+    def coefficients(self, schedule: Schedule, t: Tensor) -> Coefficients:
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        power = alpha**2 + sigma**2
+        return Coefficients(torch.ones_like(t), alpha / power, -sigma / torch.sqrt(power), _clock(schedule, t))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictVelocity(Parameterization):
+    """The network gives ``dx_t/dt / sigma_data``; on ``Linear`` with ``sigma_data = 1`` that is ``noise - x``.
+
+    With w = alpha' sigma - sigma' alpha: ``clean = (-sigma' x_t + sigma_data sigma raw) / w``. ``c_in`` is
+    1 / sigma_data. Sources: rectified flow, arXiv 2209.03003, eq. 1; TrigFlow, arXiv 2410.11081, section 3.
+    """
+
+    sigma_data: float = 1.0
+
+    def coefficients(self, schedule: Schedule, t: Tensor) -> Coefficients:
+        alpha_dot, sigma_dot = schedule.alpha_dot(t), schedule.sigma_dot(t)
+        sigma = schedule.sigma(t)
+        w = alpha_dot * sigma - sigma_dot * schedule.alpha(t)
+        c_in = torch.full_like(t, 1 / self.sigma_data)
+        return Coefficients(c_in, -sigma_dot / w, self.sigma_data * sigma / w, _clock(schedule, t))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Karras(Parameterization):
+    """EDM's preconditioning, for any schedule: the target has unit variance at every noise level.
+
+    With q = sigma^2 + alpha^2 sigma_data^2: ``c_skip = alpha sigma_data^2 / q``, ``c_out = sigma sigma_data /
+    sqrt(q)``, ``c_in = 1 / sqrt(q)``, ``c_noise = ln(sigma / alpha) / 4`` with the noise level clipped to ``[level_min,
+    level_max]``. The clip keeps the embedding from stretching towards noise levels that training hardly visits.
+    Source: arXiv 2206.00364, Table 1 and appendix B.6; on ``Linear``, "Improving the Training of Rectified Flows",
+    arXiv 2405.20320, section 4.3.
+    """
+
+    sigma_data: float = 0.5
+    level_min: float = 0.002
+    level_max: float = 80.0
+
+    def coefficients(self, schedule: Schedule, t: Tensor) -> Coefficients:
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        q = sigma**2 + (alpha * self.sigma_data) ** 2
+        c_noise = (sigma / alpha).clamp(self.level_min, self.level_max).log() / 4
+        return Coefficients(q.rsqrt(), alpha * self.sigma_data**2 / q, sigma * self.sigma_data * q.rsqrt(), c_noise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsistencyKarras(Parameterization):
+    """EDM's preconditioning shifted so that the clean image at ``sigma_min`` is the state itself, bit by bit.
+
+    On ``VE``: ``c_skip = sigma_data^2 / ((sigma - sigma_min)^2 + sigma_data^2)``,
+    ``c_out = sigma_data (sigma - sigma_min) / sqrt(sigma^2 + sigma_data^2)``, the rest as ``Karras``.
+    Source: "Consistency Models", arXiv 2303.01469, appendix C.
+    """
+
+    sigma_data: float = 0.5
+    sigma_min: float = 0.002
+    level_max: float = 80.0
+
+    def coefficients(self, schedule: Schedule, t: Tensor) -> Coefficients:
+        sigma = schedule.sigma(t).clamp(min=self.sigma_min)  # at t = 0 there is nothing left to remove
+        shifted, norm = sigma - self.sigma_min, (sigma**2 + self.sigma_data**2).rsqrt()
+        c_skip = self.sigma_data**2 / (shifted**2 + self.sigma_data**2)
+        c_noise = sigma.clamp(max=self.level_max).log() / 4
+        return Coefficients(norm, c_skip, self.sigma_data * shifted * norm, c_noise)

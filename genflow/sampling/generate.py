@@ -1,0 +1,125 @@
+"""Images as a function of seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from genflow.denoiser import Denoiser
+from genflow.pixels import quantize
+from genflow.sampling.guidance import guided
+from genflow.sampling.noise import SeededNoise
+from genflow.sampling.samplers import Sampler, ancestral, dpmpp_2m, euler, heun
+
+
+def generate(
+    denoiser: Denoiser,
+    seeds: Sequence[int],
+    *,
+    labels: int | Sequence[int] | None = None,
+    sampler: str | Sampler | None = None,
+    steps: int | None = None,
+    times: Sequence[float] | None = None,
+    guidance: float = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
+    x: Tensor | None = None,
+    output: Literal["uint8", "float"] = "uint8",
+    batch_size: int = 64,
+) -> Tensor:
+    """Return one image per seed: (N, C, H, W), uint8, or float32 about [-1, 1] with ``output="float"``.
+
+    ``labels`` in [0, num_classes], one for all or one per seed; None means no class. ``steps`` is the number of
+    intervals of the time grid; the network is called ``network_calls(sampler, steps)`` times per batch, with guidance
+    on a batch twice as large. ``times`` gives the grid itself instead, falling to 0. What is not given is the model's
+    default. ``guidance`` is the scale (1 is none), ``guidance_interval`` the noise levels sigma / alpha at which it
+    acts. ``x`` (N, C, H, W) gives the states at ``times[0]`` instead of sigma times seeded noise. The noise of a seed
+    is bitwise the same whatever ``batch_size``; images agree to one step of uint8, since a network's kernels may
+    depend on the batch.
+
+    Raises ``ValueError`` for labels out of range, guidance without labels, a grid that does not fall to 0, unknown
+    samplers and empty seeds.
+    """
+    listed = _check_request(denoiser, seeds, labels, x, batch_size)
+    run = find_sampler(sampler or denoiser.config.sampler)
+    grid = choose_times(denoiser, steps, times)
+    device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
+    batches: list[Tensor] = []
+    training = denoiser.training
+    denoiser.eval()
+    for start in range(0, len(seeds), batch_size):
+        part = slice(start, start + batch_size)
+        y = None if listed is None else torch.tensor(listed[part], device=device)
+        denoise = guided(denoiser, y, scale=guidance, interval=guidance_interval)
+        noise = SeededNoise(seeds[part], denoiser.image_shape, device)
+        with torch.no_grad():
+            state = x[part].to(device) if x is not None else denoiser.schedule.sigma(grid[0]).float() * noise(0)
+            images = run(denoise, denoiser.schedule, state, grid, noise)
+            batches.append(quantize(images) if output == "uint8" else images)
+    denoiser.train(training)
+    return torch.cat(batches)
+
+
+def find_sampler(sampler: str | Sampler) -> Sampler:
+    """Return the sampler of this name, or the function given; ``ValueError`` for an unknown name."""
+    match sampler:
+        case "euler":
+            return euler
+        case "heun":
+            return heun
+        case "dpmpp_2m":
+            return dpmpp_2m
+        case "ancestral":
+            return ancestral
+        case str():
+            raise ValueError(f"unknown sampler {sampler!r}: choose euler, heun, dpmpp_2m or ancestral")
+        case _:
+            return sampler
+
+
+def network_calls(sampler: str, steps: int) -> int:
+    """Return NFE, the number of network calls in ``steps`` intervals: ``2 steps - 1`` for heun, else ``steps``."""
+    return 2 * steps - 1 if find_sampler(sampler) is heun else steps
+
+
+def choose_times(denoiser: Denoiser, steps: int | None, times: Sequence[float] | None) -> Tensor:
+    """Return the grid (steps + 1,), float64 on the CPU: as given, as stored with the model, or the schedule's."""
+    if times is None:
+        steps = denoiser.config.steps if steps is None else steps
+        times = denoiser.config.times.get(str(steps))
+        if times is None:
+            return denoiser.schedule.times(steps)
+    elif steps is not None and steps != len(times) - 1:
+        raise ValueError(f"steps is {steps} but times has {len(times) - 1} intervals: give one of the two")
+    grid = torch.tensor([float(t) for t in times], dtype=torch.float64)
+    if len(grid) < 2 or (grid.diff() >= 0).any() or grid[-1] != 0 or grid[0] > denoiser.schedule.t_max:
+        raise ValueError(f"times must fall from at most {denoiser.schedule.t_max} to 0, got {list(times)}")
+    return grid
+
+
+def _check_request(
+    denoiser: Denoiser, seeds: Sequence[int], labels: int | Sequence[int] | None, x: Tensor | None, batch_size: int
+) -> list[int] | None:
+    """Return one label per seed, or None."""
+    if len(seeds) == 0:
+        raise ValueError("no seeds: give at least one, one image is made per seed")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if x is not None and tuple(x.shape) != (len(seeds), *denoiser.image_shape):
+        raise ValueError(f"x must be {(len(seeds), *denoiser.image_shape)}, one state per seed, got {tuple(x.shape)}")
+    if labels is None:
+        return None
+    if denoiser.num_classes == 0:
+        raise ValueError("this model has no classes: leave the labels out")
+    listed = [labels] * len(seeds) if isinstance(labels, int) else [int(label) for label in labels]
+    if len(listed) != len(seeds):
+        raise ValueError(f"{len(listed)} labels for {len(seeds)} seeds: give one label for all, or one per seed")
+    for label in listed:
+        if not 0 <= label <= denoiser.num_classes:
+            raise ValueError(
+                f"label {label} is out of range: this model has the classes 0 to {denoiser.num_classes - 1}"
+                f" ({denoiser.num_classes} means none)"
+            )
+    return listed

@@ -1,0 +1,129 @@
+"""Samplers: plain functions from noise to images.
+
+Each takes ``denoise(x_t, t, s)``, which gives the clean image seen from state ``x_t`` at time ``t`` on the way to
+``s``; the schedule; the state ``x`` (B, C, H, W) at ``times[0]``; the grid ``times`` (steps + 1,), decreasing, float64
+on the CPU, so that no step waits for a device; and ``noise(k)``, the k-th draw of standard normal noise (draw 0 made
+``x``).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from genflow.schedules import Schedule, expand
+
+Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
+Noise = Callable[[int], Tensor]
+
+
+class Sampler(Protocol):
+    """What a sampler is called as."""
+
+    def __call__(self, denoise: Denoise, schedule: Schedule, x: Tensor, times: Tensor, noise: Noise) -> Tensor:
+        """Return the state at ``times[-1]``."""
+        ...
+
+
+def euler(denoise: Denoise, schedule: Schedule, x: Tensor, times: Tensor, noise: Noise) -> Tensor:
+    """First order: move along the line through the clean image; one call a step.
+
+    EDM's Euler on ``VE``, rectified flow's on ``Linear``, DDIM's on variance-preserving schedules
+    (arXiv 2010.02502, eq. 12).
+    """
+    for t, s in itertools.pairwise(times):
+        x = schedule.move(x, denoise(x, t, s), t, s)
+    return x
+
+
+def heun(
+    denoise: Denoise,
+    schedule: Schedule,
+    x: Tensor,
+    times: Tensor,
+    noise: Noise,
+    *,
+    churn: float = 0.0,
+    churn_min: float = 0.0,
+    churn_max: float = math.inf,
+    churn_noise: float = 1.0,
+) -> Tensor:
+    """Second order: the trapezoid rule, two calls a step but one in the step to 0: ``2 steps - 1`` calls.
+
+    Along a path ``dx = clean d(alpha) + noise d(sigma)``; both integrands are averaged over the ends of the step. On
+    ``VE`` this is EDM's Heun, on ``Linear`` rectified flow's. ``churn`` adds and removes fresh noise as EDM does, at
+    noise levels in ``[churn_min, churn_max]``: the level is first raised by ``min(churn / steps, sqrt(2) - 1)`` of
+    itself with noise of std ``churn_noise``. Source: arXiv 2206.00364, algorithm 2, ``S_churn, S_tmin, S_tmax,
+    S_noise``.
+    """
+    gain = min(churn / (len(times) - 1), math.sqrt(2) - 1)
+    for k, (t, s) in enumerate(itertools.pairwise(times)):
+        level = float(schedule.sigma(t) / schedule.alpha(t))
+        if gain > 0 and churn_min <= level <= churn_max and math.isfinite(level):
+            x, t = _raise_noise(schedule, x, t, level * (1 + gain), churn_noise * noise(k + 1))
+        clean = denoise(x, t, s)
+        x_s = schedule.move(x, clean, t, s)
+        if s > 0:
+            clean_s = denoise(x_s, s, s)
+            turn = schedule.noise_in(x_s, clean_s, s) - schedule.noise_in(x, clean, t)
+            x_s = x_s + expand((schedule.alpha(s) - schedule.alpha(t)) / 2, x) * (clean_s - clean)
+            x_s = x_s + expand((schedule.sigma(s) - schedule.sigma(t)) / 2, x) * turn
+        x = x_s
+    return x
+
+
+def _raise_noise(schedule: Schedule, x: Tensor, t: Tensor, level: float, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the state with noise added up to the given level, and the time of that level, at most ``t_max``."""
+    end = torch.tensor(schedule.t_max, dtype=t.dtype)
+    higher = torch.minimum(schedule.time_at(torch.tensor(level, dtype=t.dtype)), end)
+    scale = schedule.alpha(higher) / schedule.alpha(t)
+    added = (schedule.sigma(higher) ** 2 - (scale * schedule.sigma(t)) ** 2).clamp(min=0).sqrt()
+    return expand(scale, x) * x + expand(added, x) * noise, higher
+
+
+def dpmpp_2m(denoise: Denoise, schedule: Schedule, x: Tensor, times: Tensor, noise: Noise) -> Tensor:
+    """DPM-Solver++(2M): second order from one call a step, by extrapolating the clean image from the step before.
+
+    With l = ln(alpha / sigma), h = l_s - l_t and r = h_before / h: ``clean + (clean - clean_before) / (2 r)`` takes
+    the place of ``clean`` in the Euler step; the step to 0 is first order. Source: "DPM-Solver++: Fast Solver for
+    Guided Sampling of Diffusion Probabilistic Models", arXiv 2211.01095, algorithm 2.
+    """
+    log_ratio = torch.log(schedule.alpha(times) / schedule.sigma(times))
+    steps = log_ratio.diff()
+    before = x
+    for k, (t, s) in enumerate(itertools.pairwise(times)):
+        clean = denoise(x, t, s)
+        # the first step has nothing before it; an infinite step before (from pure noise) says nothing; to 0, first
+        # order
+        weight = steps[k] / (2 * steps[k - 1]) if k > 0 and s > 0 else torch.zeros_like(t)
+        x = schedule.move(x, clean + expand(weight, x) * (clean - before), t, s)
+        before = clean
+    return x
+
+
+def ancestral(
+    denoise: Denoise, schedule: Schedule, x: Tensor, times: Tensor, noise: Noise, *, eta: float = 1.0
+) -> Tensor:
+    """Stochastic sampling from the posterior of the next state given the clean image; one call a step.
+
+    ``x_s = alpha_s clean + sqrt(sigma_s^2 - d^2) noise_in(x_t) + d fresh`` with
+    ``d = eta sigma_s / sigma_t sqrt(sigma_t^2 - (alpha_t sigma_s / alpha_s)^2)`` and ``eta`` in [0, 1]: DDPM's
+    posterior at
+    1, DDIM at 0. Sources: arXiv 2006.11239, eq. 7; arXiv 2010.02502, eq. 12 and 16.
+    """
+    for k, (t, s) in enumerate(itertools.pairwise(times)):
+        clean = denoise(x, t, s)
+        sigma_t, sigma_s = schedule.sigma(t), schedule.sigma(s)
+        left = schedule.alpha(t) / schedule.alpha(s) * sigma_s  # what noise of s is worth at t
+        fresh = eta * sigma_s / sigma_t * (sigma_t**2 - left**2).clamp(min=0).sqrt()
+        kept = (sigma_s**2 - fresh**2).clamp(min=0).sqrt()
+        x_s = expand(schedule.alpha(s), x) * clean
+        if s > 0:
+            x_s = x_s + expand(kept, x) * schedule.noise_in(x, clean, t) + expand(fresh, x) * noise(k + 1)
+        x = x_s
+    return x

@@ -1,0 +1,98 @@
+"""What a run says of itself: sums kept on the device, one line of JSON every so often."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genflow.files import write_text
+
+DECILES = 10
+
+
+class Meter:
+    """Sums of losses on the device, by decile of each image's time within the law of times; read once per log line.
+
+    Reading is the only moment at which the host waits for the device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(2, DECILES, device=device)  # of losses; of images
+        self._norm = torch.zeros(2, device=device)  # gradient norms; steps that were taken
+        self._bad = torch.zeros(
+            3, device=device
+        )  # bad steps since the start; in a row; longest row since the last reading
+
+    def restore(self, bad_total: int, bad_in_a_row: int) -> None:
+        """Take up the counts of an earlier part of the run."""
+        self._bad.copy_(torch.tensor([bad_total, bad_in_a_row, bad_in_a_row]))
+
+    def counts(self) -> tuple[int, int]:
+        """Return the bad steps since the start and in a row up to now."""
+        total, row, _ = self._bad.tolist()
+        return int(total), int(row)
+
+    def add_losses(self, losses: Tensor, u: Tensor) -> None:
+        """Take in one loss per image (B,) and the images' ranks in the law of times (B,)."""
+        decile = (u * DECILES).long().clamp(0, DECILES - 1)
+        finite = losses.isfinite()
+        self._sums.index_add_(1, decile, torch.stack([losses.where(finite, 0), finite.to(losses.dtype)]))
+
+    def add_step(self, norm: Tensor, bad: Tensor) -> None:
+        """Take in a step's gradient norm and whether it was left out, 0-dimensional both."""
+        self._norm += torch.stack([norm.where(~bad, 0), (~bad).to(norm.dtype)])
+        total, row, longest = self._bad
+        row = (row + 1) * bad
+        self._bad = torch.stack([total + bad, row, torch.maximum(longest, row)])
+
+    def read(self) -> dict[str, Any]:
+        """Return the means since the last reading and the counts of bad steps, and begin anew."""
+        values = torch.cat([self._sums.flatten(), self._norm, self._bad]).tolist()
+        sums, counts = values[:DECILES], values[DECILES : 2 * DECILES]
+        norm, steps, total, row, longest = values[2 * DECILES :]
+        self._sums.zero_()
+        self._norm.zero_()
+        self._bad[2] = self._bad[1]
+        return {
+            "loss": _ratio(sum(sums), sum(counts)),
+            "loss_by_decile": [_ratio(s, n) for s, n in zip(sums, counts, strict=True)],
+            "grad_norm": _ratio(norm, steps),
+            "bad_total": int(total),
+            "bad_in_a_row": int(row),
+            "bad_longest": int(longest),
+        }
+
+
+def _ratio(total: float, count: float) -> float | None:
+    return total / count if count else None
+
+
+class JsonLog:
+    """log.jsonl: one line of JSON per record, each with its step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def rewind(self, step: int) -> None:
+        """Drop what was written after ``step``, which a resumed run writes again, and half a line, if one is there."""
+        if not self.path.exists():
+            return
+        kept: list[str] = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                break
+            if record["step"] <= step:
+                kept.append(line)
+        write_text(self.path, "".join(line + "\n" for line in kept))
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")

@@ -1,0 +1,255 @@
+"""The order of events of a training run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from genflow.config import Config, to_flat, to_toml
+from genflow.denoiser import Denoiser
+from genflow.files import remove_partials, write_text
+from genflow.objectives.base import Batch, Objective
+from genflow.pictures import write_image
+from genflow.pixels import to_unit
+from genflow.training.checkpoints import Checkpoints, Progress
+from genflow.training.ema import EMA
+from genflow.training.logging import JsonLog, Meter
+from genflow.training.optim import learning_rate, make_optimizer, mask_step, set_learning_rate
+
+Loader = Callable[[int], tuple[Tensor, Tensor | None, Tensor]]
+
+
+class Trainer:
+    """Trains an objective on batches, into a run folder; the same call again continues where it stopped.
+
+    ``loader(number)`` gives the number-th batch of this process: images (B, C, H, W) uint8, labels (B,) or None,
+    indices (B,). Everything random in a step comes from (seed, step, rank), so that k steps, a restart and n - k steps
+    are bit by bit n steps on a CPU. The host reads nothing back from the device between two lines of the log.
+
+    ``preview(denoiser)`` gives a picture (C, H, W) uint8, ``evaluate(denoiser)`` a distance, ``export(denoiser,
+    folder)`` writes the folder to share; all are handed the averaged weights.
+
+    Raises ``ValueError`` if the folder holds a run of another model, ``RuntimeError`` after ``stop_after_bad`` steps
+    in a row without a finite gradient, with the run saved, and if processes were launched that do not know of each
+    other.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        loader: Loader,
+        config: Config,
+        *,
+        accelerator: Accelerator | None = None,
+        preview: Callable[[Denoiser], Tensor] | None = None,
+        evaluate: Callable[[Denoiser], float] | None = None,
+        export: Callable[[Denoiser, Path], None] | None = None,
+    ) -> None:
+        self.config = config
+        self.folder = config.folder
+        self.accelerator = accelerator or make_accelerator(config)
+        self.objective = objective.to(self.accelerator.device)
+        self.ema = EMA(objective.denoiser, halflife=config.optim.ema_halflife, rampup=config.optim.ema_rampup)
+        self.optimizer = make_optimizer(objective, config.optim)
+        self.loader = loader
+        self.preview = preview
+        self.evaluate = evaluate
+        self.export = export or _export_denoiser
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=config.train.keep)
+        self.log = JsonLog(self.folder / "log.jsonl")
+        self.meter = Meter(self.accelerator.device)
+        self._tune_device()
+        self._wrapped, self._stepper = self.accelerator.prepare(objective, self.optimizer)
+
+    def fit(self) -> Path:
+        """Train to the end and return the folder of the model."""
+        progress = self._begin()
+        best = progress.best
+        total, batch_size = self.config.train.steps, self.config.train.batch_size
+        bar = tqdm(
+            total=total * batch_size,
+            initial=progress.step * batch_size,
+            desc=self.config.name,
+            unit="img",
+            unit_scale=True,
+            mininterval=0.5 if sys.stderr.isatty() else 15,
+            disable=not self.accelerator.is_main_process,
+        )
+        with bar:
+            started = time.perf_counter(), progress.step
+            for step in range(progress.step, total):
+                self._step(step)
+                bar.update(batch_size)
+                done = step + 1
+                if self._due(done, self.config.train.log_every):
+                    rate = (done - started[1]) * batch_size / (time.perf_counter() - started[0])
+                    started = time.perf_counter(), done
+                    self._report(done, rate, bar, best)
+                if self._due(done, self.config.train.preview_every):
+                    self._draw(done)
+                if self._due(done, self.config.train.evaluate_every):
+                    best = self._judge(done, best)
+                if self._due(done, self.config.train.checkpoint_every):
+                    self._save(done, best)
+        self.accelerator.end_training()
+        return self.folder / "model"
+
+    def _due(self, done: int, every: int) -> bool:
+        return every > 0 and (done % every == 0 or done == self.config.train.steps)
+
+    def _begin(self) -> Progress:
+        """Restore what there is, and write down what will be done."""
+        progress = self.checkpoints.restore(self.objective, self.ema.denoiser, self.optimizer)
+        if progress.scaler is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(progress.scaler)
+        self.meter.restore(progress.bad_total, progress.bad_in_a_row)
+        if self.config.train.tracker:
+            self.accelerator.init_trackers(self.config.name, config=to_flat(self.config))
+        if self.accelerator.is_main_process:
+            remove_partials(self.folder)
+            self.log.rewind(progress.step)
+            write_text(self.folder / "config.toml", _provenance() + to_toml(self.config))
+        if progress.step:
+            self.accelerator.print(f"{self.folder}: going on from step {progress.step}")
+        return progress
+
+    def _step(self, step: int) -> None:
+        """One optimiser step: gradients of all parts, clipping, a masked update, the average."""
+        train, optim = self.config.train, self.config.optim
+        words = np.random.SeedSequence([self.config.seed, step, self.accelerator.process_index])
+        torch.manual_seed(int(words.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        self.objective.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        for part in range(train.accumulation):
+            last = part == train.accumulation - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self._wrapped):
+                batch = self._batch(step * train.accumulation + part)
+                losses = self._wrapped(batch, step)
+                self.accelerator.backward(losses.mean() / train.accumulation)
+            self.meter.add_losses(losses.detach(), batch.u)
+        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), optim.clip or float("inf"))
+        assert norm is not None
+        bad = ~norm.isfinite()
+        if self.accelerator.scaler is None:  # fp16's scaler masks by itself
+            mask_step(self.optimizer, bad)
+        set_learning_rate(self.optimizer, learning_rate(step, train.steps, optim))
+        self._stepper.step()
+        self.meter.add_step(norm, bad)
+        self.objective.after_step(step)
+        self.ema.update((step + 1) * train.batch_size, train.batch_size)
+
+    def _batch(self, number: int) -> Batch:
+        images, labels, index = self.loader(number)
+        return Batch.draw(
+            to_unit(self._move(images)), None if labels is None else self._move(labels), self._move(index)
+        )
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        """Bring a batch to the device without waiting for it, which takes pinned memory on a GPU."""
+        device = self.accelerator.device
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+    def _report(self, done: int, rate: float, bar: tqdm[Any], best: float | None) -> None:
+        """Read the meter, write the log, and stop the run if it is beyond help."""
+        values = self.meter.read()
+        record = {"step": done, "images": done * self.config.train.batch_size, **values, "images_per_second": rate}
+        record["lr"] = self.optimizer.param_groups[0]["lr"]
+        if values["loss"] is not None:
+            bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+        if self.accelerator.is_main_process:
+            self.log.write(record)
+        self.accelerator.log({k: v for k, v in record.items() if isinstance(v, (int, float))}, step=done)
+        if values["bad_longest"] >= self.config.train.stop_after_bad:
+            self._save(done, best)
+            raise RuntimeError(
+                f"the gradient was not finite for {values['bad_longest']} steps in a row, up to step {done}"
+                f" ({self._first_bad_gradient()}); none of these steps was taken and the run is saved in {self.folder}:"
+                f" lower --optim.lr (now {self.config.optim.lr:g}), set --optim.clip, or use --train.mixed-precision no"
+            )
+
+    def _first_bad_gradient(self) -> str:
+        for name, parameter in self.objective.named_parameters():
+            if parameter.grad is not None and not parameter.grad.isfinite().all():
+                weights = "finite" if parameter.isfinite().all() else "not finite"
+                return f"first in {name}, whose weights are {weights}"
+        return "the last step was finite again"
+
+    def _save(self, done: int, best: float | None) -> None:
+        """Write the folder of the averaged model and a checkpoint."""
+        bad_total, bad_in_a_row = self.meter.counts()
+        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
+        progress = Progress(step=done, best=best, scaler=scaler, bad_total=bad_total, bad_in_a_row=bad_in_a_row)
+        if self.accelerator.is_main_process:
+            self.export(self.ema.denoiser, self.folder / "model")
+            self.checkpoints.save(progress, self.objective, self.ema.denoiser, self.optimizer)
+        self.accelerator.wait_for_everyone()
+
+    def _draw(self, done: int) -> None:
+        if self.preview is None or not self.accelerator.is_main_process:
+            return
+        write_image(self.folder / "previews" / f"step-{done:08d}.png", self.preview(self.ema.denoiser))
+
+    def _judge(self, done: int, best: float | None) -> float | None:
+        """Measure the distance, keep the best model there has been, and return its distance."""
+        if self.evaluate is None:
+            return best
+        distance = self.evaluate(self.ema.denoiser)
+        if self.accelerator.is_main_process:
+            self.log.write({"step": done, "frechet_train": distance})
+        self.accelerator.log({"frechet_train": distance}, step=done)
+        if best is not None and distance >= best:
+            return best
+        if self.accelerator.is_main_process:
+            self.export(self.ema.denoiser, self.folder / "best")
+        return distance
+
+    def _tune_device(self) -> None:
+        """Take what speeds convolutions and matrix products up and changes nothing but rounding."""
+        if self.config.train.gradient_checkpointing:
+            self.objective.denoiser.backbone.gradient_checkpointing = True
+        if self.accelerator.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32
+            self.objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if self.config.compile:
+            self.objective.denoiser.backbone.compile()
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """Return accelerate's view of devices and processes for this configuration."""
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    accelerator = Accelerator(
+        mixed_precision=config.train.mixed_precision,
+        log_with=config.train.tracker or None,
+        project_dir=str(config.folder),
+    )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise RuntimeError(
+            f"{launched} processes were launched but they do not know of each other: on a machine without GPUs set"
+            " ACCELERATE_USE_CPU=true"
+        )
+    return accelerator
+
+
+def _export_denoiser(denoiser: Denoiser, folder: Path) -> None:
+    denoiser.save_pretrained(folder / "denoiser")
+
+
+def _provenance() -> str:
+    """Return comment lines that say what wrote a configuration."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "accelerate", "numpy"))
+    return f"# genflow {version('genflow')}, python {platform.python_version()}, {packages}\n"

@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+import torch
+
+from genflow.data import ImageData, load_images, quantize, to_unit
+
+
+def bytes_256() -> torch.Tensor:
+    return torch.arange(256, dtype=torch.uint8)
+
+
+def test_quantize_inverts_to_unit_on_every_byte():
+    x = to_unit(bytes_256())
+    assert x.dtype == torch.float32
+    assert x[0] == -1
+    assert x[255] == 1
+    assert torch.equal(quantize(x), bytes_256())
+
+
+def test_quantize_rounds_to_the_nearest_byte_and_clips():
+    x = to_unit(bytes_256())
+    step = 1 / 127.5
+    assert torch.equal(quantize(x + 0.49 * step), bytes_256())
+    assert torch.equal(quantize(x - 0.49 * step), bytes_256())
+    assert torch.equal(quantize(x + 0.51 * step)[:-1], bytes_256()[1:])
+    assert quantize(torch.tensor([-7.0, 7.0])).tolist() == [0, 255]
+
+
+def test_conversions_refuse_the_other_kind():
+    with pytest.raises(ValueError, match="float32"):
+        to_unit(torch.zeros(2))
+    with pytest.raises(ValueError, match="uint8"):
+        quantize(bytes_256())
+
+
+def make(count: int = 4) -> ImageData:
+    images = np.arange(count * 12, dtype=np.uint8).reshape(count, 3, 2, 2)
+    return ImageData(images, np.arange(count, dtype=np.int64) % 2, ("a", "b"), "toy")
+
+
+def test_record_properties_and_subset():
+    data = make()
+    assert (len(data), data.image_shape, data.num_classes) == (4, (3, 2, 2), 2)
+    part = data.subset([3, 0])
+    assert part.labels is not None
+    assert part.labels.tolist() == [1, 0]
+    assert np.array_equal(part.images, data.images[[3, 0]])
+    part.images[:] = 0
+    assert data.images[3].any(), "a subset is a copy"
+    assert len(data.subset([])) == 0
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "names", "message"),
+    [
+        (np.zeros((2, 1, 2, 2), np.float32), None, (), "uint8"),
+        (np.zeros((2, 2, 2), np.uint8), None, (), "uint8"),
+        (np.zeros((2, 1, 2, 2), np.uint8), np.zeros(3, np.int64), ("a",), "labels must be"),
+        (np.zeros((2, 1, 2, 2), np.uint8), np.array([0, 2]), ("a", "b"), "label 2 of image 1"),
+        (np.zeros((2, 1, 2, 2), np.uint8), None, ("a",), "no labels"),
+    ],
+)
+def test_record_refuses_what_does_not_fit(images, labels, names, message):
+    with pytest.raises(ValueError, match=message):
+        ImageData(images, labels, names, "bad")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_npz_of_either_layout(tmp_path, channels):
+    images = np.random.default_rng(0).integers(0, 256, (5, channels, 4, 6), dtype=np.uint8)
+    np.savez(tmp_path / "first.npz", images=images, labels=np.array([0, 1, 2, 1, 0], np.int32))
+    np.savez(tmp_path / "last.npz", images=images.transpose(0, 2, 3, 1))
+    first, last = load_images(tmp_path / "first.npz"), load_images(str(tmp_path / "last.npz"))
+    assert np.array_equal(first.images, images)
+    assert np.array_equal(last.images, images)
+    assert first.class_names == ("0", "1", "2")
+    assert last.labels is None
+    assert first.name == "first"
+
+
+def test_npz_refusals(tmp_path):
+    path = tmp_path / "x.npz"
+    images = np.zeros((2, 4, 4, 3), np.uint8)
+    for arrays, message in [
+        ({"pictures": images}, "no array named 'images'"),
+        ({"images": images.astype(np.float32)}, "must be uint8"),
+        ({"images": np.zeros((2, 3, 3, 3), np.uint8)}, "either second or last"),
+        ({"images": images, "labels": np.zeros(2)}, "'labels' must be integers"),
+        ({"images": images, "labels": np.array([0, -1])}, "label -1 of image 1"),
+        ({"images": np.array([None, {}], dtype=object)}, "cannot read images"),
+    ]:
+        np.savez(path, **arrays)
+        with pytest.raises(ValueError, match=message):
+            load_images(path)
+    path.write_bytes(b"not a zip file")
+    with pytest.raises(ValueError, match="cannot read images"):
+        load_images(path)
+
+
+def test_unknown_sources_say_what_would_do(tmp_path):
+    with pytest.raises(ValueError, match=r"mnist5.*did you mean 'mnist5k'.*folder.*npz"):
+        load_images("mnist5")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"not a \.npz file"):
+        load_images(tmp_path / "notes.txt")
+    with pytest.raises(ValueError, match="no held-out split"):
+        load_images(tmp_path, "test")
+    with pytest.raises(ValueError, match="'valid' is not one of"):
+        load_images("digits", "valid")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="32x32 images and is not resized"):
+        load_images("shapes", size=16)

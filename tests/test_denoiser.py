@@ -1,0 +1,195 @@
+import copy
+import json
+
+import pytest
+import torch
+from oracles import CountingNetwork, counting_denoiser
+from torch import nn
+
+import genflow
+from genflow.denoiser import Denoiser
+from genflow.nn.dit import DiT
+from genflow.nn.unet import UNet
+from genflow.parameterizations import Karras, PredictNoise, PredictVelocity
+from genflow.sampling import generate
+from genflow.schedules import VE, Cosine, DiscreteVP, Linear, Schedule, Trig, linear_betas
+
+
+def unet(**changes) -> UNet:
+    arguments = {"width": 16, "multipliers": (1, 2), "blocks": 1, "attention": (4,)} | changes
+    return UNet(image_size=(8, 8), in_channels=1, num_classes=3, **arguments)
+
+
+def dit() -> DiT:
+    return DiT(image_size=(8, 8), in_channels=1, num_classes=3, width=32, depth=2, heads=2)
+
+
+def shaken(denoiser: Denoiser) -> Denoiser:
+    """Give every parameter a random value, those that start at zero too."""
+    for p in denoiser.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    return denoiser.eval()
+
+
+def make(backbone: nn.Module | None = None, schedule: Schedule | None = None, **options) -> Denoiser:
+    row = options.pop("row", Karras())
+    return shaken(Denoiser(backbone or unet(), schedule or VE(), row, image_shape=(1, 8, 8), num_classes=3, **options))
+
+
+CASES = [
+    (unet, VE(), Karras()),
+    (dit, Linear(), PredictVelocity()),
+    (dit, Trig(sigma_data=0.4), PredictVelocity(sigma_data=0.4)),
+    (unet, DiscreteVP(betas=linear_betas(50)), PredictNoise()),
+    (unet, Cosine(), PredictNoise()),
+]
+
+
+@pytest.mark.parametrize(("backbone", "schedule", "row"), CASES)
+def test_saved_and_loaded_is_bitwise_the_same(backbone, schedule, row, tmp_path) -> None:
+    denoiser = make(backbone(), schedule, row=row, sampler="euler", steps=5, times={"2": [schedule.t_max, 0.2, 0.0]})
+    denoiser.save_pretrained(tmp_path)
+    loaded = Denoiser.from_pretrained(tmp_path)
+    assert (loaded.schedule, loaded.parameterization) == (schedule, row)
+    assert loaded.config.times == denoiser.config.times
+    x, t, y = torch.randn(4, 1, 8, 8), torch.tensor(0.3, dtype=torch.float64), torch.arange(4)
+    assert torch.equal(loaded.denoise(x, t, y), denoiser.denoise(x, t, y))
+    assert torch.equal(generate(loaded, range(3)), generate(denoiser, range(3)))
+    assert not list(tmp_path.glob("*.bin"))
+
+
+def test_pipeline_folder_and_its_denoiser(tmp_path) -> None:
+    denoiser = make()
+    genflow.GenflowPipeline(denoiser).save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["denoiser"] == ["genflow", "Denoiser"]  # no file layout in saved folders
+    pipeline = genflow.GenflowPipeline.from_pretrained(tmp_path)
+    assert torch.equal(generate(pipeline.denoiser, range(3)), generate(denoiser, range(3)))
+    assert torch.equal(generate(Denoiser.from_pretrained(tmp_path), range(3)), generate(denoiser, range(3)))
+
+
+def test_pipeline_speaks_diffusers() -> None:
+    pipeline = genflow.GenflowPipeline(make())
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(batch_size=3, num_inference_steps=2, class_labels=[0, 1, 2], guidance_scale=1.5).images
+    assert [image.size for image in images] == [(8, 8)] * 3
+    assert [image.mode for image in images] == ["L"] * 3
+    one, again = (
+        pipeline(2, generator=torch.Generator().manual_seed(4), num_inference_steps=2, output_type="pt").images
+        for _ in range(2)
+    )
+    assert torch.equal(one, again)
+    assert one.shape == (2, 1, 8, 8)
+    (array,) = pipeline(2, num_inference_steps=1, output_type="np", return_dict=False)
+    assert array.shape == (2, 8, 8, 1)
+    with pytest.raises(ValueError, match="3 generators for a batch of 2"):
+        pipeline(2, generator=[torch.Generator()] * 3)
+
+
+def test_pipeline_images_do_not_depend_on_the_batch() -> None:
+    pipeline = genflow.GenflowPipeline(make())
+    together = [torch.Generator().manual_seed(k) for k in range(4)]
+    whole = pipeline(4, generator=together, num_inference_steps=2, output_type="pt").images
+    alone = pipeline(1, generator=[torch.Generator().manual_seed(2)], num_inference_steps=2, output_type="pt").images
+    assert (whole[2] - alone[0]).abs().max() <= 1 / 255 + 1e-6
+
+
+def test_fresh_network_gives_c_skip_x_t() -> None:
+    for backbone in (unet(), dit()):
+        denoiser = Denoiser(backbone, VE(), Karras(), image_shape=(1, 8, 8), num_classes=3)
+        x, t = torch.randn(2, 1, 8, 8), torch.tensor(0.7, dtype=torch.float64)
+        expected = 0.25 / (0.49 + 0.25) * x
+        torch.testing.assert_close(denoiser.denoise(x, t), expected)
+
+
+def test_no_label_is_the_null_class() -> None:
+    denoiser, x, t = make(), torch.randn(2, 1, 8, 8), torch.tensor(0.7, dtype=torch.float64)
+    assert torch.equal(denoiser.denoise(x, t), denoiser.denoise(x, t, torch.tensor([3, 3])))
+    assert not torch.equal(denoiser.denoise(x, t), denoiser.denoise(x, t, torch.tensor([1, 1])))
+
+
+@pytest.mark.parametrize("backbone", [unet, dit])
+def test_half_precision_weights_give_float32(backbone) -> None:
+    denoiser, x, t = make(backbone()), torch.randn(2, 1, 8, 8), torch.tensor(0.7, dtype=torch.float64)
+    exact = denoiser.denoise(x, t)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = denoiser.denoise(x, t)
+    half = copy.deepcopy(denoiser).to(torch.bfloat16).denoise(x, t)
+    for rounded in (mixed, half):
+        assert rounded.dtype == torch.float32
+        torch.testing.assert_close(rounded, exact, rtol=0.1, atol=0.1)
+
+
+def test_foreign_backbones_need_to_be_given(tmp_path) -> None:
+    denoiser = counting_denoiser(VE())
+    denoiser.backbone.table.data.normal_()
+    denoiser.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="CountingNetwork is not genflow's: build it and pass it as backbone="):
+        Denoiser.from_pretrained(tmp_path)
+    loaded = Denoiser.from_pretrained(tmp_path, backbone=CountingNetwork())
+    assert torch.equal(loaded.backbone.table, denoiser.backbone.table)
+
+
+def rewrite(folder, change) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = next(folder.glob("*.safetensors"))
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_missing_and_unexpected_weights_are_named(tmp_path) -> None:
+    """diffusers only warns, and leaves missing weights uninitialised."""
+    make().save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda tensors: tensors.pop("backbone.conv_in.bias"))
+    with pytest.raises(ValueError, match=r"missing keys: backbone\.conv_in\.bias"):
+        Denoiser.from_pretrained(tmp_path)
+    make().save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda tensors: tensors.update(stray=torch.zeros(1)))
+    with pytest.raises(ValueError, match="unexpected keys: stray"):
+        Denoiser.from_pretrained(tmp_path)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path) -> None:
+    make().save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda tensors: tensors.update({"backbone.conv_in.bias": torch.zeros(3)}))
+    with pytest.raises(ValueError, match=r"conv_in\.bias"):
+        Denoiser.from_pretrained(tmp_path)
+
+
+def test_other_folders_are_refused(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"is not a saved model: it has neither config\.json"):
+        Denoiser.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="is not a genflow model"):
+        Denoiser.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="cannot load a model from no/such-model"):
+        Denoiser.from_pretrained("no/such-model")
+
+
+def test_pickled_weights_are_not_read(tmp_path) -> None:
+    denoiser = make()
+    denoiser.save_pretrained(tmp_path)
+    next(tmp_path.glob("*.safetensors")).unlink()
+    torch.save(denoiser.state_dict(), tmp_path / "diffusion_pytorch_model.bin")
+    with pytest.raises(ValueError, match="no weights"):
+        Denoiser.from_pretrained(tmp_path)
+
+
+def test_grids_are_checked() -> None:
+    with pytest.raises(ValueError, match="a grid of 2 steps is 3 falling times"):
+        make(times={"2": [80.0, 0.0]})
+
+
+def test_labels_without_classes_are_refused() -> None:
+    denoiser = counting_denoiser(VE(), classes=0)
+    with pytest.raises(ValueError, match="no classes"):
+        denoiser.denoise(torch.zeros(1, 1, 4, 4), torch.tensor(1.0), torch.zeros(1, dtype=torch.int64))
+
+
+def test_copies_are_whole() -> None:
+    denoiser = make()
+    twin = copy.deepcopy(denoiser)
+    assert twin.config == denoiser.config
+    assert torch.equal(generate(twin, range(2), steps=2), generate(denoiser, range(2), steps=2))
