@@ -13,9 +13,12 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from diffusers.models.modeling_utils import ModelMixin as ModelMixin
 
+    from genflow.assets import asset as asset
     from genflow.denoiser import Denoiser as Denoiser
     from genflow.nn.dit import DiT as DiT
     from genflow.nn.unet import UNet as UNet
+    from genflow.pictures import grid as grid
+    from genflow.pictures import write_image as write_image
     from genflow.pipeline import GenflowPipeline as GenflowPipeline
     from genflow.sampling.generate import generate as generate
 
@@ -25,6 +28,9 @@ _HOME = {
     "UNet": "genflow.nn.unet",
     "DiT": "genflow.nn.dit",
     "generate": "genflow.sampling.generate",
+    "asset": "genflow.assets",
+    "grid": "genflow.pictures",
+    "write_image": "genflow.pictures",
     # diffusers looks for the base class of a saved part in the module that the folder names, which is this one
     "ModelMixin": "diffusers.models.modeling_utils",
 }

@@ -202,18 +202,19 @@ def build_objective(config: Config, denoiser: Denoiser) -> Objective:
 
 def build_trainer(config: Config) -> Trainer:
     """Return a trainer that is ready to ``fit``; raises before anything is written if the parts do not fit together."""
-    if config.train.batch_size % config.train.accumulation:
+    accelerator = make_accelerator(config)
+    parts = config.train.accumulation * accelerator.num_processes
+    if config.train.batch_size % parts:
         raise ValueError(
-            f"train.batch_size {config.train.batch_size} does not divide into train.accumulation"
-            f" {config.train.accumulation} parts"
+            f"train.batch_size {config.train.batch_size} does not divide into {parts} parts (train.accumulation"
+            f" {config.train.accumulation} times {accelerator.num_processes} processes)"
         )
     data = build_data(config.data)
     denoiser = build_denoiser(config, data.image_shape, data.num_classes)
     objective = build_objective(config, denoiser)
-    accelerator = make_accelerator(config)
     loader = ImageLoader(
         data,
-        batch_size=config.train.batch_size // config.train.accumulation // accelerator.num_processes,
+        batch_size=config.train.batch_size // parts,
         seed=config.seed,
         flip=config.data.flip,
         rank=accelerator.process_index,

@@ -10,7 +10,9 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import json
+import operator
 import re
 import tomllib
 import typing
@@ -22,7 +24,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import pydantic
 from pydantic import ConfigDict, Field, TypeAdapter
 
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, ser_json_inf_nan="constants")
 Arguments = TypeVar("Arguments")
 
 Positive = Annotated[int, Field(gt=0)]
@@ -443,8 +445,8 @@ def _validate(values: dict[str, Any], source: str) -> Config:
         return _ADAPTER.validate_json(json.dumps(values), strict=True)
     except pydantic.ValidationError as error:
         raise ValueError(f"{source}: {_explain(error.errors()[0], values)}") from None
-    except TypeError as error:  # TOML's dates have no JSON form
-        raise ValueError(f"{source}: {error}") from None
+    except TypeError:
+        raise ValueError(f"{source}: it holds a date or a time, which no key takes") from None
 
 
 def _explain(error: Any, values: dict[str, Any]) -> str:
@@ -455,9 +457,8 @@ def _explain(error: Any, values: dict[str, Any]) -> str:
         case "unexpected_keyword_argument":
             return f"unknown key {where}{_nearest(path[-1], _valid_keys(path[:-1], values))}"
         case "union_tag_invalid" | "union_tag_not_found":
-            given = error["ctx"].get("tag")
-            allowed = error["ctx"].get("expected_tags", "one of the names the documentation lists")
-            return f"{where}.type is {given!r}, allowed are {allowed}"
+            given = f"is {error['ctx']['tag']!r}" if "tag" in error["ctx"] else "is missing"
+            return f"{where}.type {given}, allowed are {', '.join(m.type for m in _members(path, values)[0])}"
         case _:
             message = error["msg"][0].lower() + error["msg"][1:]
             return f"{where} = {json.dumps(error['input'])}: {message}"
@@ -474,16 +475,21 @@ def _in_file(location: list[str], values: Any) -> list[str]:
     return path
 
 
-def _valid_keys(path: list[str], values: Any) -> list[str]:
-    """Return the keys allowed in the table at ``path``."""
-    kind: Any = Config
+def _members(path: list[str], values: Any) -> tuple[list[Any], Any]:
+    """Return the dataclasses that the table at ``path`` may be, and the one that its ``type`` chooses."""
+    members: list[Any] = [Config]
+    chosen: Any = Config
     for part in path:
         values = values[part]
-        hint = typing.get_type_hints(kind)[part]
+        hint = typing.get_type_hints(chosen)[part]
         members = [m for m in (typing.get_args(hint) or (hint,)) if dataclasses.is_dataclass(m)]
-        chosen = [m for m in members if m.__dict__.get("type") == values.get("type")]
-        kind = (chosen or members)[0]
-    return [f.name for f in dataclasses.fields(kind)]
+        chosen = next((m for m in members if m.__dict__.get("type") == values.get("type")), members[0])
+    return members, chosen
+
+
+def _valid_keys(path: list[str], values: Any) -> list[str]:
+    """Return the keys allowed in the table at ``path``."""
+    return [f.name for f in dataclasses.fields(_members(path, values)[1])]
 
 
 def _nearest(given: str, allowed: list[str]) -> str:
@@ -492,11 +498,9 @@ def _nearest(given: str, allowed: list[str]) -> str:
 
 
 def _one_line(complaint: str) -> str:
-    """Reduce tyro's box to what it says and the nearest option it names."""
-    lines = [re.sub(r"\s+", " ", line.strip(" │╭╰─╮╯\n")) for line in complaint.splitlines()]
-    lines = [line for line in lines if line and not set(line) <= {"-", "─"}]
-    said = lines[1] if len(lines) > 1 else "the command line is not understood"
-    if any(line.startswith("Perhaps you meant") for line in lines):
-        near = lines[[line.startswith("Perhaps you meant") for line in lines].index(True) + 1]
-        said += f"; did you mean {near}?"
-    return said + " (see --help)"
+    """Reduce tyro's box (a title, what is wrong, a rule, what might be meant) to one line."""
+    lines = [re.sub(r"\s+|^-+$", " ", line.strip(" │╭╰─╮╯")).strip() for line in complaint.splitlines()]
+    body = itertools.dropwhile(operator.not_, lines[1:])  # without Unicode a rule follows the title
+    said = " ".join(itertools.takewhile(bool, body)) or "the command line is not understood"
+    near = re.search(r"Perhaps you meant:?\s+(--\S+)", " ".join(lines))
+    return said + (f"; did you mean {near[1]}?" if near else "") + " (see --help)"

@@ -64,7 +64,10 @@ class Denoiser(ModelMixin, ConfigMixin):
         self.parameterization = parameterization
         self.image_shape = tuple(image_shape)
         self.num_classes = num_classes
-        for count, grid in (times or {}).items():
+        self.sampler = sampler
+        self.steps = steps
+        self.times = times or {}
+        for count, grid in self.times.items():
             _check_grid(int(count), grid)
         self.register_to_config(
             network=_describe_backbone(backbone),  # not "backbone": diffusers would find the config before the module
@@ -74,7 +77,7 @@ class Denoiser(ModelMixin, ConfigMixin):
             num_classes=num_classes,
             sampler=sampler,
             steps=steps,
-            times=times or {},
+            times=self.times,
         )
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, s: Tensor | None = None) -> Tensor:
@@ -138,7 +141,8 @@ class Denoiser(ModelMixin, ConfigMixin):
             options["backbone"] = backbone
         try:
             options |= {"output_loading_info": True, "use_safetensors": True}
-            model, info = super().from_pretrained(str(folder_or_repo), **options)
+            loaded: Any = super().from_pretrained(str(folder_or_repo), **options)
+            model, info = loaded
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"cannot load a model from {folder_or_repo}: {_first_line(error)}") from error
         problems = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys") if info[kind]}

@@ -62,8 +62,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what interrupted writes left in ``folder``."""
-    for leftover in folder.glob(f"{PARTIAL}*"):
+    """Remove what interrupted writes left in ``folder``, at any depth."""
+    for leftover in list(folder.rglob(f"{PARTIAL}*")):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:

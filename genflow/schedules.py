@@ -184,7 +184,8 @@ class VP(Schedule):
 
 def linear_betas(count: int = 1000, start: float = 1e-4, end: float = 0.02) -> tuple[float, ...]:
     """Return DDPM's variances, evenly spaced from ``start`` to ``end`` (arXiv 2006.11239, section 4)."""
-    return tuple(torch.linspace(start, end, count, dtype=torch.float64).tolist())
+    step = (end - start) / max(count - 1, 1)
+    return tuple(start + k * step for k in range(count))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,7 @@ def test_saved_and_loaded_is_bitwise_the_same(backbone, schedule, row, tmp_path)
     denoiser.save_pretrained(tmp_path)
     loaded = Denoiser.from_pretrained(tmp_path)
     assert (loaded.schedule, loaded.parameterization) == (schedule, row)
-    assert loaded.config.times == denoiser.config.times
+    assert loaded.times == denoiser.times
     x, t, y = torch.randn(4, 1, 8, 8), torch.tensor(0.3, dtype=torch.float64), torch.arange(4)
     assert torch.equal(loaded.denoise(x, t, y), denoiser.denoise(x, t, y))
     assert torch.equal(generate(loaded, range(3)), generate(denoiser, range(3)))

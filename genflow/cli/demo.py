@@ -53,8 +53,8 @@ def demo(arguments: Sequence[str], *, prog: str = "genflow demo") -> None:
     print("3/3  drawing")
     for steps in STEPS:
         images = generate(denoiser, range(80), labels=[seed % 10 for seed in range(80)], steps=steps)
-        write_image(config.folder / f"samples-{steps}.png", grid(images, 10, scale=6, gap=3))
-    write_image(config.folder / "real.png", grid(_rows_of_each_class(held_out), 10, scale=6, gap=3))
+        write_image(config.folder / f"samples-{steps}.png", grid(images, 10, scale=6))
+    write_image(config.folder / "real.png", grid(_rows_of_each_class(held_out), 10, scale=6))
     report = _report(denoiser, results, f"trained in {trained - started:.0f} s, sampled in {sampled - trained:.0f} s")
     write_text(config.folder / "report.md", report)
     print("\n" + report)
@@ -79,7 +79,7 @@ def _rows_of_each_class(data: ImageData, rows: int = 8) -> Tensor:
 def _report(denoiser: Denoiser, results: dict[int, Measurement], times: str) -> str:
     """Return the figures as Markdown, each beside what real images score."""
     floor = next(iter(results.values()))
-    sampler = denoiser.config.sampler
+    sampler = denoiser.sampler
     lines = [
         "# Rectified flow on handwritten digits",
         "",

@@ -58,6 +58,8 @@ def fid(arguments: Sequence[str], *, prog: str = "genflow fid") -> None:
         " share of samples that a frozen classifier reads as the class asked for."
     )
     options = parse_arguments(FidArguments, arguments, prog=prog, about=about)
+    if options.num < 0:
+        raise ValueError(f"--num must not be negative, got {options.num}")
     device = choose_device(options.device)
     reference = load_images(options.reference, "test" if options.reference in EMBEDDED else "all")
     own = options.reference if options.reference in ("digits", "mnist5k") else "inception"
@@ -89,8 +91,8 @@ def _of_model(
     denoiser: Denoiser, reference: ImageData, features: FeatureNetwork, options: FidArguments
 ) -> dict[str, object]:
     """Measure a model, print the figure, and return the record of it."""
-    sampler = denoiser.config.sampler if options.sampler == "default" else options.sampler
-    steps = options.steps or denoiser.config.steps
+    sampler = denoiser.sampler if options.sampler == "default" else options.sampler
+    steps = options.steps or denoiser.steps
     choose_times(denoiser, steps, None)
     count = options.num or len(reference)
     how = f"{sampler}, {steps} steps, {network_calls(sampler, steps)} network calls"
@@ -102,7 +104,7 @@ def _of_model(
         steps=steps,
         sampler=sampler,
         guidance=options.guidance,
-        progress=lambda parts: tqdm(parts, desc=how, unit="batch", leave=False),
+        progress=lambda parts: tqdm(parts, desc=how, unit="batch", leave=False, delay=0.1),  # after any refusal
     )
     if options.reference in ("digits", "mnist5k") and count == len(reference):
         train = load_images(options.reference, "train")

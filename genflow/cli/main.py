@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 USAGE = """\
@@ -82,7 +83,9 @@ def guard(action: Callable[[], None]) -> int:
         action()
         return 0
     try:
-        action()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="huggingface_hub")  # told to diffusers, not to our users
+            action()
     except (ValueError, RuntimeError, OSError) as error:
         print(f"genflow: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 2

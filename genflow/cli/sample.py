@@ -61,8 +61,8 @@ def sample(arguments: Sequence[str], *, prog: str = "genflow sample") -> None:
     from genflow.sampling.generate import choose_times, generate, network_calls
 
     denoiser = load_model(options.model, choose_device(options.device))
-    sampler = denoiser.config.sampler if options.sampler == "default" else options.sampler
-    steps = options.steps or denoiser.config.steps
+    sampler = denoiser.sampler if options.sampler == "default" else options.sampler
+    steps = options.steps or denoiser.steps
     choose_times(denoiser, steps, None)  # refuses what cannot be before anything is written
     classes = options.labels or tuple(range(denoiser.num_classes))
     made = {
@@ -77,7 +77,8 @@ def sample(arguments: Sequence[str], *, prog: str = "genflow sample") -> None:
     folder = Path(options.out)
     _check_manifest(folder / "samples.json", made)
     seeds = range(options.first_seed, options.first_seed + options.num)
-    with tqdm(total=options.num, unit="img", desc=f"{sampler}, {steps} steps, {made['network_calls']} calls") as bar:
+    how = f"{sampler}, {steps} steps, {made['network_calls']} calls"
+    with tqdm(total=options.num, unit="img", desc=how, delay=0.1) as bar:  # refusals come before the bar
         for unit in range(seeds.start // UNIT, (seeds.stop - 1) // UNIT + 1):
             wanted = [seed for seed in range(unit * UNIT, (unit + 1) * UNIT) if seed in seeds]
             missing = [seed for seed in wanted if not _file(folder, seed).is_file()]

@@ -11,11 +11,13 @@ from genflow.config import Config, find_recipe, load_config, override, recipes
 def train(arguments: Sequence[str], *, prog: str = "genflow train") -> Path:
     """Train what a recipe and its overrides describe, and return the folder of the model."""
     config = read(arguments, prog=prog)
-    from genflow.build import build_trainer  # torch and its friends load only once the options are known to be right
+    from accelerate import PartialState  # torch and its friends load only once the options are known to be right
+
+    from genflow.build import build_trainer
 
     check_resume(config)
     model = build_trainer(config).fit()
-    print(f"{model}: the model; try  genflow sample {model}")
+    PartialState().print(f"{model}: the model; try  genflow sample {model}")  # once, however many processes there are
     return model
 
 

@@ -45,13 +45,16 @@ class ImageLoader:
             index = np.stack([self._order(int(e))[p] for e, p in zip(epoch, place, strict=True)])
         images = self.data.images[index]
         if self.flip:
-            mirrored = (
-                np.random.Philox(key=_words(self.seed, 1), counter=_words(0, 0, 0, first)).random_raw(len(index)) % 2
-                == 1
-            )
+            mirrored = self._bits(first)
             images[mirrored] = images[mirrored, ..., ::-1]
         labels = None if self.data.labels is None else torch.from_numpy(self.data.labels[index])
         return torch.from_numpy(images), labels, torch.from_numpy(index)
+
+    def _bits(self, first: int) -> np.ndarray:
+        """Return a fair bit for each position of a batch, whatever batch the position is in: one stream, read there."""
+        skipped, words = first % 4, _words(first // 4, 0, 0, 0)  # Philox counts in blocks of four words
+        stream = np.random.Philox(key=_words(self.seed, 1), counter=words)
+        return stream.random_raw(skipped + self.batch_size)[skipped:] % 2 == 1
 
     def _permutation(self, epoch: int) -> np.ndarray:
         return np.random.Generator(np.random.Philox(key=_words(self.seed, 2 + epoch))).permutation(len(self.data))

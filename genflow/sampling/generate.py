@@ -43,7 +43,7 @@ def generate(
     samplers and empty seeds.
     """
     listed = _check_request(denoiser, seeds, labels, x, batch_size)
-    run = find_sampler(sampler or denoiser.config.sampler)
+    run = find_sampler(sampler or denoiser.sampler)
     grid = choose_times(denoiser, steps, times)
     device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
     batches: list[Tensor] = []
@@ -87,8 +87,8 @@ def network_calls(sampler: str, steps: int) -> int:
 def choose_times(denoiser: Denoiser, steps: int | None, times: Sequence[float] | None) -> Tensor:
     """Return the grid (steps + 1,), float64 on the CPU: as given, as stored with the model, or the schedule's."""
     if times is None:
-        steps = denoiser.config.steps if steps is None else steps
-        times = denoiser.config.times.get(str(steps))
+        steps = denoiser.steps if steps is None else steps
+        times = denoiser.times.get(str(steps))
         if times is None:
             return denoiser.schedule.times(steps)
     elif steps is not None and steps != len(times) - 1:

@@ -86,3 +86,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
         number, key = name.split(".", 1)
         state.setdefault(int(number), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, entry in optimizer.state.items():  # files are contiguous; fused kernels want the parameter's layout
+        for key, tensor in entry.items():
+            if tensor.shape == parameter.shape:
+                entry[key] = torch.empty_like(parameter).copy_(tensor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch import Tensor
 
 from genflow.denoiser import Denoiser
 
@@ -25,7 +26,8 @@ class EMA:
         self.denoiser = copy.deepcopy(denoiser).requires_grad_(False).eval()
         self.halflife = halflife
         self.rampup = rampup
-        self._pairs = (list(self.denoiser.parameters()), list(denoiser.parameters()))
+        self._average: list[Tensor] = list(self.denoiser.parameters())
+        self._weights: list[Tensor] = list(denoiser.parameters())
         self._buffers = (list(self.denoiser.buffers()), list(denoiser.buffers()))
 
     def beta(self, images_seen: int, batch: int) -> float:
@@ -36,7 +38,7 @@ class EMA:
     @torch.no_grad()
     def update(self, images_seen: int, batch: int) -> None:
         """Move the average towards the present weights after a step of ``batch`` images."""
-        average, weights = self._pairs
-        torch._foreach_lerp_(average, weights, 1 - self.beta(images_seen, batch))
+        # one fused pass over all weights; private by name, and what torch's own AveragedModel is made of
+        torch._foreach_lerp_(self._average, self._weights, 1 - self.beta(images_seen, batch))  # pyright: ignore[reportPrivateImportUsage]
         for kept, present in zip(*self._buffers, strict=True):
             kept.copy_(present)

@@ -21,15 +21,13 @@ class Meter:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(2, DECILES, device=device)  # of losses; of images
+        self._sums = torch.zeros(3, DECILES, device=device)  # finite losses; how many; how many were not finite
         self._norm = torch.zeros(2, device=device)  # gradient norms; steps that were taken
-        self._bad = torch.zeros(
-            3, device=device
-        )  # bad steps since the start; in a row; longest row since the last reading
+        self._bad = torch.zeros(3, device=device)  # bad steps since the start; in a row now; longest row since reading
 
     def restore(self, bad_total: int, bad_in_a_row: int) -> None:
         """Take up the counts of an earlier part of the run."""
-        self._bad.copy_(torch.tensor([bad_total, bad_in_a_row, bad_in_a_row]))
+        self._bad.copy_(torch.tensor([bad_total, bad_in_a_row, 0]))
 
     def counts(self) -> tuple[int, int]:
         """Return the bad steps since the start and in a row up to now."""
@@ -40,7 +38,8 @@ class Meter:
         """Take in one loss per image (B,) and the images' ranks in the law of times (B,)."""
         decile = (u * DECILES).long().clamp(0, DECILES - 1)
         finite = losses.isfinite()
-        self._sums.index_add_(1, decile, torch.stack([losses.where(finite, 0), finite.to(losses.dtype)]))
+        rows = torch.stack([losses.where(finite, 0), finite.to(losses.dtype), (~finite).to(losses.dtype)])
+        self._sums.index_add_(1, decile, rows)
 
     def add_step(self, norm: Tensor, bad: Tensor) -> None:
         """Take in a step's gradient norm and whether it was left out, 0-dimensional both."""
@@ -52,15 +51,16 @@ class Meter:
     def read(self) -> dict[str, Any]:
         """Return the means since the last reading and the counts of bad steps, and begin anew."""
         values = torch.cat([self._sums.flatten(), self._norm, self._bad]).tolist()
-        sums, counts = values[:DECILES], values[DECILES : 2 * DECILES]
-        norm, steps, total, row, longest = values[2 * DECILES :]
+        sums, counts, infinite = (values[k * DECILES : (k + 1) * DECILES] for k in range(3))
+        norm, steps, total, row, longest = values[3 * DECILES :]
         self._sums.zero_()
         self._norm.zero_()
-        self._bad[2] = self._bad[1]
+        self._bad[2] = 0
         return {
             "loss": _ratio(sum(sums), sum(counts)),
             "loss_by_decile": [_ratio(s, n) for s, n in zip(sums, counts, strict=True)],
             "grad_norm": _ratio(norm, steps),
+            "bad_losses": int(sum(infinite)),
             "bad_total": int(total),
             "bad_in_a_row": int(row),
             "bad_longest": int(longest),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
 import sys
@@ -18,6 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
+from genflow import __version__
 from genflow.config import Config, to_flat, to_toml
 from genflow.denoiser import Denoiser
 from genflow.files import remove_partials, write_text
@@ -62,6 +64,7 @@ class Trainer:
         self.folder = config.folder
         self.accelerator = accelerator or make_accelerator(config)
         self.objective = objective.to(self.accelerator.device)
+        self._tune_device()
         self.ema = EMA(objective.denoiser, halflife=config.optim.ema_halflife, rampup=config.optim.ema_rampup)
         self.optimizer = make_optimizer(objective, config.optim)
         self.loader = loader
@@ -71,7 +74,6 @@ class Trainer:
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=config.train.keep)
         self.log = JsonLog(self.folder / "log.jsonl")
         self.meter = Meter(self.accelerator.device)
-        self._tune_device()
         self._wrapped, self._stepper = self.accelerator.prepare(objective, self.optimizer)
 
     def fit(self) -> Path:
@@ -174,18 +176,14 @@ class Trainer:
         self.accelerator.log({k: v for k, v in record.items() if isinstance(v, (int, float))}, step=done)
         if values["bad_longest"] >= self.config.train.stop_after_bad:
             self._save(done, best)
+            largest = max(p.abs().max().item() for p in self.objective.parameters())
             raise RuntimeError(
-                f"the gradient was not finite for {values['bad_longest']} steps in a row, up to step {done}"
-                f" ({self._first_bad_gradient()}); none of these steps was taken and the run is saved in {self.folder}:"
-                f" lower --optim.lr (now {self.config.optim.lr:g}), set --optim.clip, or use --train.mixed-precision no"
+                f"the gradient was not finite for {values['bad_longest']} steps in a row, up to step {done}; none of"
+                f" them was taken (since the last line of the log {values['bad_losses']} images had a loss that is not"
+                f" finite; the largest weight is {largest:g}). The run is saved: start another --name with --init"
+                f" {self.folder / 'model'} and a lower --optim.lr (now {self.config.optim.lr:g}), with --optim.clip, or"
+                " with --train.mixed-precision no"
             )
-
-    def _first_bad_gradient(self) -> str:
-        for name, parameter in self.objective.named_parameters():
-            if parameter.grad is not None and not parameter.grad.isfinite().all():
-                weights = "finite" if parameter.isfinite().all() else "not finite"
-                return f"first in {name}, whose weights are {weights}"
-        return "the last step was finite again"
 
     def _save(self, done: int, best: float | None) -> None:
         """Write the folder of the averaged model and a checkpoint."""
@@ -210,7 +208,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.log.write({"step": done, "frechet_train": distance})
         self.accelerator.log({"frechet_train": distance}, step=done)
-        if best is not None and distance >= best:
+        if not distance < (math.inf if best is None else best):  # nor when it is not a number
             return best
         if self.accelerator.is_main_process:
             self.export(self.ema.denoiser, self.folder / "best")
@@ -219,7 +217,7 @@ class Trainer:
     def _tune_device(self) -> None:
         """Take what speeds convolutions and matrix products up and changes nothing but rounding."""
         if self.config.train.gradient_checkpointing:
-            self.objective.denoiser.backbone.gradient_checkpointing = True
+            self.objective.denoiser.backbone.gradient_checkpointing = True  # pyright: ignore[reportArgumentType]
         if self.accelerator.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32
             self.objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -246,10 +244,10 @@ def make_accelerator(config: Config) -> Accelerator:
 
 
 def _export_denoiser(denoiser: Denoiser, folder: Path) -> None:
-    denoiser.save_pretrained(folder / "denoiser")
+    denoiser.save_pretrained(folder)
 
 
 def _provenance() -> str:
     """Return comment lines that say what wrote a configuration."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "accelerate", "numpy"))
-    return f"# genflow {version('genflow')}, python {platform.python_version()}, {packages}\n"
+    return f"# genflow {__version__}, python {platform.python_version()}, {packages}\n"

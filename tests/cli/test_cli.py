@@ -1,0 +1,366 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small import UNET, make_config
+
+from genflow import __version__
+from genflow.build import build_denoiser, export
+from genflow.cli.main import COMMANDS, USAGE, main
+from genflow.denoiser import Denoiser
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch) -> Path:
+    """A fresh working directory; caches and inputs lie elsewhere."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("GENFLOW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """An untrained but not trivial model of 8x8 digits, saved as a run saves it."""
+    return save_model(tmp_path_factory.mktemp("run") / "model", classes=10)
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory) -> Path:
+    """The same without classes."""
+    return save_model(tmp_path_factory.mktemp("bare") / "model", classes=0)
+
+
+def save_model(folder: Path, classes: int) -> Path:
+    denoiser = build_denoiser(make_config(folder.parent), (1, 8, 8), classes)
+    torch.manual_seed(1)
+    for p in denoiser.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    export(denoiser, folder)
+    return folder
+
+
+@pytest.fixture
+def inputs(tmp_path) -> Path:
+    """Folders and files that something is wrong with."""
+    root = tmp_path / "inputs"
+    rng = np.random.default_rng(0)
+
+    def save(name: str, *size: int) -> None:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(root / name)
+
+    for k in range(3):
+        for folder in ("corrupt", "mixed", "good", "other"):
+            save(f"{folder}/{k}.png", *((8, 8) if folder != "other" else (10, 10)))
+        save(f"odd/{k}.png", 7, 8, 3)
+    (root / "corrupt" / "1.png").write_bytes((root / "corrupt" / "1.png").read_bytes()[:40])
+    save("mixed/2.png", 8, 9)
+    (root / "empty").mkdir()
+    (root / "unknown.toml").write_text("[optim]\nleaning_rate = 1.0\n")
+    (root / "type.toml").write_text('seed = "one"\n')
+    (root / "text.txt").write_text("no images")
+    return root
+
+
+def refused(capsys, *arguments) -> str:
+    """Run the command, and return the one line in which it refuses."""
+    code = main([str(a) for a in arguments])
+    shown = capsys.readouterr()
+    assert code == 2, shown
+    assert shown.err.count("\n") == 1, shown.err
+    assert shown.err.startswith("genflow: ")
+    assert "Traceback" not in shown.err
+    assert shown.out == ""
+    assert list(Path.cwd().rglob("*")) == []
+    return shown.err
+
+
+TINY = ("--backbone.width", "16", "--train.steps", "2", "--train.batch-size", "8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("trian", ["unknown command 'trian'", "did you mean train?"]),
+        ("zzz", ["there are train, sample, fid, demo"]),
+        ("train", ["name a recipe first", "tiny-rf"]),
+        ("train tiny-edn", ["there is no recipe or file 'tiny-edn'", "did you mean tiny-edm?"]),
+        ("train tiny-edm stray", ["stray"]),
+        ("train {inputs}/unknown.toml", ["unknown.toml: unknown key optim.leaning_rate", "allowed are lr, "]),
+        ("train {inputs}/type.toml", ['type.toml: seed = "one": input should be a valid integer']),
+        ("train {inputs}/text.txt", ["text.txt is not valid TOML"]),
+        ("train tiny-edm --optim.lrr 1", ["--optim.lrr", "did you mean --optim.lr?"]),
+        ("train tiny-edm --optim.lr fast", ["--optim.lr", "'fast'"]),
+        ("train tiny-edm --train.steps 0", ["train.steps = 0: input should be greater than 0"]),
+        ("train tiny-edm --train.batch-size 9 --train.accumulation 2", ["batch_size 9", "2 parts"]),
+        ("train tiny-edm --train.tracker nonsense", ["nonsense", "tensorboard"]),
+        ("train tiny-edm --data.path nowhere", ["no images called 'nowhere'", "digits, mnist5k, shapes"]),
+        ("train tiny-edm --data.path digit", ["did you mean 'digits'?"]),
+        ("train tiny-edm --data.size 16", ["8x8", "is not resized"]),
+        ("train tiny-edm --data.path {inputs}/empty", ["empty holds no images", ".png"]),
+        ("train tiny-edm --data.path {inputs}/corrupt", ["1.png"]),
+        ("train tiny-edm --data.path {inputs}/mixed", ["2.png", "9x8"]),
+        ("train tiny-edm --data.path {inputs}/text.txt", ["text.txt is a file, but not a .npz file"]),
+        ("train tiny-edm --data.path {inputs}/odd", ["images of 7x8 cannot be halved", "8x8"]),
+        ("train tiny-dit --data.path {inputs}/odd", ["images of 7x8 cannot be cut into patches of 2x2", "8x8"]),
+        ("train tiny-edm --init nowhere", ["nowhere"]),
+        ("train tiny-edm --init {inputs}/good", ["good is not a saved model"]),
+        ("train tiny-edm --init {model}", ["has another network", "such as backbone."]),
+        ("sample", ["sample"]),
+        ("sample {model} --num 0", ["--num must be at least 1, got 0"]),
+        ("sample {model} --num -3", ["--num must be at least 1, got -3"]),
+        ("sample {model} --steps -1", ["steps", "-1"]),
+        ("sample {model} --first-seed -1", ["seeds must be in [0, 2^64), got -1"]),
+        ("sample {model} --labels 3 10 11", ["label 11 is out of range", "the classes 0 to 9 (10 means none)"]),
+        ("sample {model} --labels -1", ["label -1 is out of range"]),
+        ("sample {bare} --labels 1", ["this model has no classes"]),
+        ("sample {bare} --guidance 2", ["guidance 2.0 needs labels"]),
+        ("sample {model} --sampler hune", ["hune", "heun"]),
+        ("sample {model} --device nonsense", ["nonsense"]),
+        ("sample {inputs}/good", ["good is not a saved model"]),
+        ("sample nowhere", ["nowhere"]),
+        ("fid digits", ["fid"]),
+        ("fid digits {inputs}/empty", ["empty holds no images"]),
+        ("fid {inputs}/other {inputs}/good", ["(1, 10, 10)", "(1, 8, 8)"]),
+        ("fid {model} {inputs}/other", ["(1, 8, 8)", "(1, 10, 10)"]),
+        ("fid {model} digits --num -5", ["--num", "-5"]),
+        ("fid {model} digits --steps -5", ["steps", "-5"]),
+        ("fid {bare} digits --guidance 2", ["guidance 2.0 needs labels"]),
+        ("fid digits digits --weights x.pth", ["--weights is for inception"]),
+        ("fid {inputs}/good {inputs}/good --weights absent.pth", ["--weights absent.pth is not a file"]),
+        ("fid {inputs}/good digits --device cuda:77", ["cuda:77"]),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_and_leaves_nothing(arguments, said, inputs, model, bare, capsys) -> None:
+    given = [a.format(inputs=inputs, model=model, bare=bare) for a in arguments.split()]
+    message = refused(capsys, *given)
+    for part in said:
+        assert part in message
+
+
+def test_missing_inception_weights_are_named_with_their_place(inputs, tmp_path, capsys, monkeypatch) -> None:
+    def unreachable(*args, **kwargs):
+        raise OSError("no network here")
+
+    monkeypatch.setattr(socket.socket, "connect", unreachable)
+    monkeypatch.setattr(socket, "getaddrinfo", unreachable)
+    message = refused(capsys, "fid", inputs / "good", inputs / "good")
+    assert "weights-inception-2015-12-05-6726825d.pth" in message
+    assert str(tmp_path / "torch") in message
+    assert "--weights" in message
+    assert not [p for p in (tmp_path / "torch").rglob("*") if p.is_file()]
+
+
+def train(*arguments) -> int:
+    return main(["train", "tiny-rf", *TINY, "--train.preview-every", "0", *map(str, arguments)])
+
+
+def test_a_run_folder_of_another_model_is_not_continued(capsys) -> None:
+    assert train() == 0
+    kept = {p: p.read_bytes() for p in Path("runs").rglob("*") if p.is_file()}
+    capsys.readouterr()
+    assert train("--backbone.width", "32", "--optim.lr", "1") == 2
+    message = capsys.readouterr().err
+    assert message.startswith("genflow: runs/tiny-rf holds a run with another backbone and optim")
+    assert "--name" in message
+    assert message.count("\n") == 1
+    assert {p: p.read_bytes() for p in Path("runs").rglob("*") if p.is_file()} == kept
+    assert train("--train.steps", "3", "--train.log-every", "1") == 0  # while a longer run is one of the same model
+    assert [json.loads(line)["step"] for line in Path("runs/tiny-rf/log.jsonl").read_text().splitlines()] == [2, 3]
+
+
+def test_a_learning_rate_that_is_far_too_high_ends_in_one_line(capsys) -> None:
+    fast = ("--optim.lr", "1e30", "--optim.warmup", "0", "--train.steps", "40", "--train.stop-after-bad", "3")
+    assert train(*fast, "--train.log-every", "10") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("genflow: the gradient was not finite for ")
+    assert "--optim.lr (now 1e+30)" in last
+    saved = Denoiser.from_pretrained("runs/tiny-rf/model")
+    assert all(v.isfinite().all() for v in saved.state_dict().values())
+
+
+def test_fine_tuning_starts_from_a_saved_model_with_other_classes(model, capsys) -> None:
+    like = ("--backbone.multipliers", *map(str, UNET.multipliers), "--data.path", "digits", "--data.no-classes")
+    assert train("--init", model, *like) == 2  # from ten classes to none is another network
+    assert "such as backbone." in capsys.readouterr().err
+    assert train("--init", model) == 0
+
+
+# Sampling
+
+
+def files(folder: str) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in Path(folder).iterdir()}
+
+
+def test_the_same_command_writes_the_same_bytes(model) -> None:
+    for out in ("a", "b"):
+        assert main(["sample", str(model), "--num", "70", "--first-seed", "60", "--out", out]) == 0
+    assert files("a") == files("b")
+    assert sorted(files("a")) == sorted([*(f"{seed:06d}.png" for seed in range(60, 130)), "grid.png", "samples.json"])
+
+
+@pytest.mark.parametrize("sampler", ["euler", "ancestral"])
+def test_sampling_that_was_interrupted_leaves_no_trace(sampler: str, model) -> None:
+    command = ["sample", str(model), "--num", "70", "--sampler", sampler, "--out", "a"]
+    assert main(command) == 0
+    whole = files("a")
+    for name in ("000003.png", "000063.png", "000064.png", "grid.png"):
+        (Path("a") / name).unlink()
+    before = (Path("a") / "000004.png").stat().st_mtime_ns
+    assert main(command) == 0
+    assert files("a") == whole
+    assert (Path("a") / "000004.png").stat().st_mtime_ns == before  # only what is missing is written
+
+
+def test_more_images_join_a_folder_and_other_settings_do_not(model, bare, capsys) -> None:
+    command = ["sample", str(model), "--out", "a", "--num", "3"]
+    assert main(command) == 0
+    assert main([*command, "--num", "5"]) == 0
+    kept = files("a")
+    others = {
+        "steps": ["--steps", "3"],
+        "sampler": ["--sampler", "heun"],
+        "guidance": ["--guidance", "2"],
+        "labels": ["--labels", "1"],
+        "guidance_interval": ["--guidance-interval", "0.1", "2"],
+    }
+    for name, option in others.items():
+        capsys.readouterr()
+        assert main([*command, *option]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("genflow: a holds samples made with other ")
+        assert name in message
+    assert main(["sample", str(bare), "--out", "a", "--num", "3"]) == 2
+    assert "weights" in capsys.readouterr().err
+    assert files("a") == kept
+
+
+def test_samples_say_how_they_were_made(model) -> None:
+    assert main(["sample", str(model), "--out", "a", "--num", "12", "--steps", "3", "--labels", "7", "1"]) == 0
+    made = json.loads(Path("a/samples.json").read_text())
+    expected = {"sampler": "euler", "steps": 3, "network_calls": 3, "guidance": 1.0, "labels": [7, 1]}
+    assert made.items() >= expected.items()
+    assert len(made["weights"]) == 64
+    with Image.open("a/000000.png") as one, Image.open("a/grid.png") as picture:
+        assert one.size == (8, 8)
+        assert (picture.width // 48, picture.height // 48) == (2, 6)  # a column per class, images 6 times as large
+
+
+def test_a_run_folder_stands_for_its_model(model) -> None:
+    for given, out in ((model, "a"), (model.parent, "b")):
+        assert main(["sample", str(given), "--out", out, "--num", "2"]) == 0
+    assert files("a") == files("b")
+
+
+# Measuring
+
+
+def test_the_distance_of_digits_is_printed_with_its_protocol_and_stored(capsys) -> None:
+    assert main(["fid", "digits", "digits", "--out", "result.json"]) == 0
+    shown = capsys.readouterr().out
+    record = json.loads(Path("result.json").read_text())
+    assert shown.startswith(f"FD-1198[digits,uint8] = {record['distance']:.4f}")
+    assert "against 599 images of digits-test" in shown
+    assert 0 < record["distance"] < 5
+    assert (record["samples"], record["reference_images"], record["quantisation"]) == (1198, 599, "uint8")
+    assert record["features"].startswith("digits:")
+
+
+def test_a_set_is_at_no_distance_from_itself(inputs, capsys) -> None:
+    data = np.random.default_rng(0).integers(0, 256, (200, 8, 8, 1), dtype=np.uint8)
+    np.savez(inputs / "a.npz", images=data)
+    assert main(["fid", str(inputs / "a.npz"), str(inputs / "a.npz"), "--features", "digits"]) == 0
+    assert abs(float(capsys.readouterr().out.split(" = ")[1].split()[0])) < 1e-3
+
+
+def test_the_distance_of_a_model_stands_beside_the_floor_and_is_the_same_again(model, capsys) -> None:
+    figures = []
+    for _ in range(2):
+        assert main(["fid", str(model), "digits", "--steps", "1", "--out", "result.json"]) == 0
+        shown = capsys.readouterr().out
+        figures.append(json.loads(Path("result.json").read_text()))
+        assert shown.startswith(f"FD-599[digits,uint8] = {figures[-1]['distance']:.3f}  (mean of 5 seed ranges")
+        for part in ("euler, 1 steps, 1 network calls", "floor ", "memorising ratio ", "asked class "):
+            assert part in shown
+    assert figures[0] == figures[1]
+    assert figures[0]["distance"] == pytest.approx(np.mean(figures[0]["distances"]))
+    assert figures[0]["distance"] > 10 * np.mean(figures[0]["floor"])  # an untrained model
+
+
+def test_a_few_samples_of_a_model_are_measured_as_asked(model, capsys) -> None:
+    assert main(["fid", str(model), "digits", "--num", "100", "--steps", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("FD-100[digits,uint8] = ")
+    assert "seeds 0 to 99" in shown
+
+
+# The command itself
+
+
+def test_help_and_version_answer(capsys) -> None:
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: genflow COMMAND")
+    assert main([]) == 2
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.endswith(f"genflow {__version__}\n")
+    assert all(f"\n  {command} " in USAGE for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert not stop.value.code
+    shown = capsys.readouterr()
+    assert f"genflow {command}" in shown.out
+    assert shown.err == ""
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "genflow.cli.main", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_a_real_process_refuses_with_code_2_and_one_line() -> None:
+    done = run("train", "tiny-edm", "--optim.lrr", "1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "genflow: Unrecognized options: --optim.lrr, 1; did you mean --optim.lr? (see --help)\n"
+    assert os.listdir() == []
+
+
+@pytest.mark.slow
+def test_what_libraries_say_on_the_way_does_not_reach_the_user() -> None:
+    done = run("sample", "nowhere")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("genflow: cannot load a model from nowhere")
+    assert done.stderr.count("\n") == 1
+    assert os.listdir() == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_in_one_line_and_the_run_goes_on_from_what_is_saved() -> None:
+    import signal
+
+    command = ["train", "tiny-rf", *TINY, "--train.steps", "2000", "--train.checkpoint-every", "5"]
+    process = subprocess.Popen([sys.executable, "-m", "genflow.cli.main", *command], stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(Path().glob("runs/tiny-rf/checkpoints/step-*")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    shown = process.communicate()[1]
+    assert process.returncode == 130
+    assert shown.splitlines()[-1].startswith("genflow: stopped; the same command again continues")
+    assert "Traceback" not in shown
+    assert Denoiser.from_pretrained("runs/tiny-rf/model")

@@ -1,0 +1,91 @@
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from genflow.files import atomic_file, atomic_folder, remove_partials, replace_files, write_text
+
+
+@pytest.fixture(params=[0o022, 0o077, 0o002], ids=oct)
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_a_file_appears_whole_in_folders_that_are_made_for_it(tmp_path) -> None:
+    path = tmp_path / "a" / "b.txt"
+    with atomic_file(path) as partial:
+        partial.write_text("half")
+        assert not path.exists()
+        assert partial.parent == path.parent  # a rename across file systems would not be atomic
+        assert partial.suffix == ".txt"  # numpy and Pillow look at it
+        partial.write_text("whole")
+    assert path.read_text() == "whole"
+    assert names(tmp_path) == ["a", "a/b.txt"]
+
+
+def test_an_exception_leaves_the_old_file(tmp_path) -> None:
+    write_text(tmp_path / "f", "old")
+
+    def fail() -> None:
+        with atomic_file(tmp_path / "f") as partial:
+            partial.write_text("new")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert (tmp_path / "f").read_text() == "old"
+    assert names(tmp_path) == ["f"]
+
+
+def test_a_folder_takes_the_place_of_the_old_one_whole(tmp_path) -> None:
+    for content in ("old", "new"):
+        with atomic_folder(tmp_path / "d") as partial:
+            (partial / content).write_text(content)
+            assert not (tmp_path / "d" / "new").exists()
+    assert names(tmp_path) == ["d", "d/new"]
+
+
+def test_an_exception_leaves_the_old_folder(tmp_path) -> None:
+    with atomic_folder(tmp_path / "d") as partial:
+        (partial / "old").write_text("old")
+
+    def fail() -> None:
+        with atomic_folder(tmp_path / "d") as partial:
+            (partial / "new").write_text("new")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert names(tmp_path) == ["d", "d/old"]
+
+
+def test_permissions_follow_the_umask(tmp_path, umask) -> None:
+    write_text(tmp_path / "f", "text")
+    with atomic_folder(tmp_path / "d"):
+        pass
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o666 & ~umask
+    assert stat.S_IMODE((tmp_path / "d").stat().st_mode) == 0o777 & ~umask
+
+
+def test_replacing_files_keeps_what_else_is_there_and_is_never_without_the_folder(tmp_path) -> None:
+    write_text(tmp_path / "new" / "in" / "a", "new")
+    write_text(tmp_path / "old" / "in" / "a", "old")
+    write_text(tmp_path / "old" / "b", "kept")
+    replace_files(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "old" / "in" / "a").read_text() == "new"
+    assert (tmp_path / "old" / "b").read_text() == "kept"
+
+
+def test_what_interrupted_writes_left_is_removed_at_any_depth_and_nothing_else(tmp_path) -> None:
+    for name in (".partial-a", "x/.partial-b.png", ".partial-c/d/.partial-e", "x/kept", ".hidden"):
+        write_text(tmp_path / name, "text")
+    remove_partials(tmp_path)
+    assert names(tmp_path) == [".hidden", "x", "x/kept"]
+    remove_partials(tmp_path / "absent")
