@@ -18,6 +18,7 @@ ASSETS = Path(__file__).parent
 
 
 def main(run: Path) -> None:
+    """Round the weights of a finished demo, and copy its pictures."""
     denoiser = Denoiser.from_pretrained(run / "model")
     target = ASSETS / "models" / "digits-rf"
     shutil.rmtree(target, ignore_errors=True)

@@ -17,8 +17,8 @@ from genflow.files import atomic_file
 def grid(images: Tensor, columns: int, *, scale: int = 1, gap: int = 4) -> Tensor:
     """Lay out uint8 images (N, C, H, W) row by row in one picture (C, H', W') on white.
 
-    Each image is enlarged ``scale`` times, smoothly, since eyes read tiny digits badly as blocks; between images lie ``gap``
-    pixels. Places that N leaves empty stay white.
+    Each image is enlarged ``scale`` times, smoothly, since eyes read tiny digits badly as blocks; between images lie
+    ``gap`` pixels. Places that N leaves empty stay white.
     """
     rows = -(-len(images) // columns)
     empty = images.new_full((rows * columns - len(images), *images.shape[1:]), 255)

@@ -1,4 +1,4 @@
-"""Every tiny recipe learns: one short seed, a loose bound. The figures of full runs are in tests/benchmarks/results/tiny.md."""
+"""Every tiny recipe learns: one short seed, a loose bound (full runs: tests/benchmarks/results/tiny.md)."""
 
 import pytest
 
@@ -16,7 +16,7 @@ from genflow.evaluation.protocol import from_model, measure
     [("tiny-edm", 150, 2000), ("tiny-ddpm", 150, 2000), ("tiny-rf", 150, 2000), ("tiny-dit", 500, 5000)],
 )
 def test_a_short_run_is_far_from_noise(recipe: str, steps: int, ema: int, tmp_path) -> None:
-    """Below 12 times the floor within a minute; drawing the mean image of each class scores 21 times, noise 75 times."""
+    """Below 12 times the floor in a minute; drawing the mean image of each class scores 21 times, noise 75."""
     changes = ["--out", str(tmp_path), "--train.steps", str(steps), "--optim.warmup", "20"]
     changes += ["--optim.ema-halflife", str(ema), "--train.preview-every", "0"]
     config = override(load_config(find_recipe(recipe)), changes, prog="test", about="")

@@ -58,7 +58,7 @@ def test_a_run_is_continued_longer_launched_and_sampled(tmp_path) -> None:
 
 
 def test_two_processes_train_one_model_and_continue_it(tmp_path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launch, str(ROOT / "train" / "rectified_flow.py"), "tiny-rf", "--optim.decay", "constant", *SHORT]
     for steps in (10, 20):
         said = run(tmp_path, *command, "--backbone.width", "16", "--train.steps", str(steps))

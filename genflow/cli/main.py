@@ -74,7 +74,7 @@ def _run(command: str, rest: list[str]) -> None:
             raise ValueError(f"unknown command {command!r}; {hint}")
 
 
-def guard(action: Callable[[], None]) -> int:
+def guard(action: Callable[[], object]) -> int:
     """Run an action; answer what a user can mend with one line on stderr and exit code 2.
 
     GENFLOW_TRACEBACK=1 in the environment shows the whole traceback instead.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from genflow.denoiser import Denoiser
 
@@ -30,4 +31,6 @@ def is_model(path: str) -> bool:
 def load_model(path: str, device: torch.device) -> Denoiser:
     """Load a saved model, or the model of a run folder, onto a device."""
     inner = Path(path) / "model"
-    return Denoiser.from_pretrained(inner if is_model(str(inner)) else path).to(device)
+    denoiser = Denoiser.from_pretrained(inner if is_model(str(inner)) else path)
+    nn.Module.to(denoiser, device)  # diffusers' own says nothing of the type it returns
+    return denoiser

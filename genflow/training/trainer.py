@@ -226,7 +226,11 @@ class Trainer:
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """Return accelerate's view of devices and processes for this configuration."""
+    """Return accelerate's view of devices and processes for this configuration.
+
+    Raises ``ValueError`` for a precision that the device cannot train in, ``RuntimeError`` for processes that were
+    launched but do not know of each other.
+    """
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     accelerator = Accelerator(
@@ -234,6 +238,10 @@ def make_accelerator(config: Config) -> Accelerator:
         log_with=config.train.tracker or None,
         project_dir=str(config.folder),
     )
+    if config.train.mixed_precision == "fp16" and accelerator.scaler is None:  # small gradients would become 0 unseen
+        raise ValueError(
+            f"train.mixed_precision fp16 needs loss scaling, which {accelerator.device.type} does not have: use bf16 or no"
+        )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise RuntimeError(

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/loop.py
 
-One process, one thread, CPU time. A whole step of the trainer (batch, noise, losses, gradients, clipping, masked optimiser
-step, averaged weights, log sums) and the bare forward and backward pass of the same network on a batch of the same size
-alternate; the overhead is the difference of the medians over the whole step. Writes results/loop.md.
+One process, one thread, CPU time. A whole step of the trainer (batch, noise, losses, gradients, clipping, masked
+optimiser step, averaged weights, log sums) and the bare forward and backward pass of the same network on a batch of
+the same size alternate; the overhead is the difference of the medians over the whole step. Writes results/loop.md.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def main() -> None:
     lines = [
         "# The training loop beside the network",
         "",
-        "CPU milliseconds of a step on one thread, medians of alternating pairs. Made by `python tests/benchmarks/loop.py`.",
+        "CPU milliseconds of a step on one thread, medians of alternating pairs."
+        " Made by `python tests/benchmarks/loop.py`.",
         "",
         "| network | batch | precision | forward and backward | whole step | overhead of the loop |",
         "|---|---|---|---|---|---|",

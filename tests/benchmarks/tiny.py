@@ -2,9 +2,9 @@
 
     python tests/benchmarks/tiny.py
 
-Trains each recipe with seeds 0, 1 and 2 on one thread (about four CPU-minutes each), samples five ranges of 599 seeds, and
-measures them as ``genflow fid`` does. Finished runs are kept in results/tiny.jsonl, so that an interrupted table goes on
-where it stopped; delete that file to measure anew. Writes results/tiny.md.
+Trains each recipe with seeds 0, 1 and 2 on one thread (about four CPU-minutes each), samples five ranges of 599 seeds,
+and measures them as ``genflow fid`` does. Finished runs are kept in results/tiny.jsonl, so that an interrupted table
+goes on where it stopped; delete that file to measure anew. Writes results/tiny.md.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ def table(records: list[dict[str, object]]) -> str:
     lines = [
         "# Tiny recipes on 8x8 digits",
         "",
-        "Fréchet distance over 599 samples against the 599 held-out images (mean of five ranges of seeds), as a multiple of"
-        f" the floor {records[0]['floor']:.3f}, which real training images score; the three figures of a cell are three training"
-        " seeds. Memorising ratio and share of samples read as the class asked for: mean over seeds. Made by"
-        " `python tests/benchmarks/tiny.py`, one thread.",
+        "Fréchet distance over 599 samples against the 599 held-out images (mean of five ranges of seeds), as a"
+        f" multiple of the floor {records[0]['floor']:.3f}, which real training images score; the three figures of a"
+        " cell are three training seeds. Memorising ratio and share of samples read as the class asked for: mean over"
+        " seeds. Made by `python tests/benchmarks/tiny.py`, one thread.",
         "",
-        "| recipe | parameters | images | CPU-minutes | sampler, steps (calls) | distance over floor | mean | memorising"
-        " | asked class |",
+        "| recipe | parameters | images | CPU-minutes | sampler, steps (calls) | distance over floor | mean |"
+        " memorising | asked class |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for recipe in RECIPES:

@@ -104,6 +104,7 @@ TINY = ("--backbone.width", "16", "--train.steps", "2", "--train.batch-size", "8
         ("train tiny-edm --optim.lr fast", ["--optim.lr", "'fast'"]),
         ("train tiny-edm --train.steps 0", ["train.steps = 0: input should be greater than 0"]),
         ("train tiny-edm --train.batch-size 9 --train.accumulation 2", ["batch_size 9", "2 parts"]),
+        ("train tiny-edm --train.mixed-precision fp16", ["fp16 needs loss scaling", "use bf16 or no"]),
         ("train tiny-edm --train.tracker nonsense", ["nonsense", "tensorboard"]),
         ("train tiny-edm --data.path nowhere", ["no images called 'nowhere'", "digits, mnist5k, shapes"]),
         ("train tiny-edm --data.path digit", ["did you mean 'digits'?"]),
