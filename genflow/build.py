@@ -1,5 +1,8 @@
 """The composition root: from a configuration to objects, one explicit ``match`` per family."""
 
+# pyright: strict, reportUnknownMemberType=false
+# (torch and diffusers leave some of their functions unannotated)
+
 from __future__ import annotations
 
 from dataclasses import replace

@@ -30,11 +30,11 @@ def grid(images: Tensor, columns: int, *, scale: int = 1, gap: int = 4) -> Tenso
     return rearrange(tiles, "(r k) c h w -> c (r h) (k w)", k=columns)[:, : -gap or None, : -gap or None]
 
 
-def write_image(path: Path, image: Tensor) -> None:
+def write_image(path: Path | str, image: Tensor) -> None:
     """Write one uint8 image (C, H, W), grey or RGB, as a PNG, whole or not at all."""
     array = image.cpu().numpy()
     picture = Image.fromarray(array[0] if array.shape[0] == 1 else array.transpose(1, 2, 0))
-    with atomic_file(path) as partial:
+    with atomic_file(Path(path)) as partial:
         picture.save(partial, format="png")
 
 

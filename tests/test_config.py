@@ -16,14 +16,8 @@ from genflow.config import (
     RegressionConfig,
     TrainConfig,
     UNetConfig,
-    _one_line,
-    find_recipe,
-    load_config,
-    override,
-    recipes,
-    to_flat,
-    to_toml,
 )
+from genflow.config_files import _one_line, find_recipe, load_config, override, recipes, to_flat, to_toml
 
 RECIPES = recipes()
 
@@ -198,7 +192,7 @@ def test_help_lists_every_field_with_its_meaning(capsys) -> None:
 
 
 def test_reading_a_configuration_takes_no_torch() -> None:
-    code = "import sys, genflow.config; sys.exit('torch' in sys.modules)"
+    code = "import sys, genflow.config_files; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from genflow.build import build_trainer
-from genflow.config import find_recipe, load_config, override
+from genflow.config_files import find_recipe, load_config, override
 from genflow.data.images import load_images
 from genflow.denoiser import Denoiser
 from genflow.evaluation.features import load_features

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from genflow.build import build_trainer
 from genflow.cli.train import check_resume
-from genflow.config import find_recipe, load_config, override, parse_arguments
+from genflow.config_files import find_recipe, load_config, override, parse_arguments
 from genflow.data.images import ImageData, load_images
 from genflow.denoiser import Denoiser
 from genflow.evaluation.features import load_features

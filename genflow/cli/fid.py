@@ -13,7 +13,7 @@ import tyro
 from tqdm import tqdm
 
 from genflow.cli.models import choose_device, is_model, load_model
-from genflow.config import parse_arguments
+from genflow.config_files import parse_arguments
 from genflow.data.images import EMBEDDED, ImageData, load_images
 from genflow.denoiser import Denoiser
 from genflow.evaluation.features import FeatureNetwork, load_features

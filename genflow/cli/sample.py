@@ -14,7 +14,7 @@ import tyro
 from torch import nn
 from tqdm import tqdm
 
-from genflow.config import parse_arguments
+from genflow.config_files import parse_arguments
 from genflow.files import write_text
 from genflow.pictures import grid, read_image, write_image
 

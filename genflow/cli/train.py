@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from genflow.config import Config, find_recipe, load_config, override, recipes
+from genflow.config import Config
+from genflow.config_files import find_recipe, load_config, override, recipes
 
 
 def train(arguments: Sequence[str], *, prog: str = "genflow train") -> Path:

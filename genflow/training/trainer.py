@@ -20,7 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genflow import __version__
-from genflow.config import Config, to_flat, to_toml
+from genflow.config import Config
+from genflow.config_files import to_flat, to_toml
 from genflow.denoiser import Denoiser
 from genflow.files import remove_partials, write_text
 from genflow.objectives.base import Batch, Objective
@@ -240,7 +241,8 @@ def make_accelerator(config: Config) -> Accelerator:
     )
     if config.train.mixed_precision == "fp16" and accelerator.scaler is None:  # small gradients would become 0 unseen
         raise ValueError(
-            f"train.mixed_precision fp16 needs loss scaling, which {accelerator.device.type} does not have: use bf16 or no"
+            f"train.mixed_precision fp16 needs loss scaling, which {accelerator.device.type} does not have:"
+            " use bf16 or no"
         )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:

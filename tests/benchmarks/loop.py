@@ -19,7 +19,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from genflow.build import build_trainer
-from genflow.config import find_recipe, load_config, override
+from genflow.config_files import find_recipe, load_config, override
 from genflow.objectives.base import Batch
 
 RESULTS = Path(__file__).parent / "results"
