@@ -148,6 +148,7 @@ class Denoiser(ModelMixin, ConfigMixin):
         problems = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys") if info[kind]}
         if problems:
             raise ValueError(f"the weights in {folder_or_repo} are of another model: {_shorten(problems)}")
+        model.register_to_config(_name_or_path="")  # or a copy that is shared would tell where this one lay
         return model
 
 

@@ -58,6 +58,12 @@ def test_saved_and_loaded_is_bitwise_the_same(backbone, schedule, row, tmp_path)
     assert not list(tmp_path.glob("*.bin"))
 
 
+def test_a_copy_does_not_tell_where_its_original_lay(tmp_path) -> None:
+    make().save_pretrained(tmp_path / "secret")
+    Denoiser.from_pretrained(tmp_path / "secret").save_pretrained(tmp_path / "copy")
+    assert "secret" not in (tmp_path / "copy" / "config.json").read_text()
+
+
 def test_pipeline_folder_and_its_denoiser(tmp_path) -> None:
     denoiser = make()
     genflow.GenflowPipeline(denoiser).save_pretrained(tmp_path)
