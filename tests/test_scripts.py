@@ -54,7 +54,7 @@ def test_a_run_is_continued_longer_launched_and_sampled(tmp_path) -> None:
     said = run(tmp_path, *generate, "--num", "5", "--out", "made")
     assert said.startswith("made: 5 images, 3 network calls each")
     names = sorted(p.name for p in (tmp_path / "made").iterdir())
-    assert names == [*(f"{seed:06d}.png" for seed in range(5)), "grid.png", "samples.json"]
+    assert names == [*(f"{seed:06d}.png" for seed in range(5)), "samples.json"]
 
 
 def test_two_processes_train_one_model_and_continue_it(tmp_path) -> None:

@@ -28,7 +28,7 @@ class SampleArguments:
     model: Annotated[str, tyro.conf.Positional]
     """A saved model, a run's folder, or a hub repository."""
     out: str = "samples"
-    """Folder for the images (SEED.png), how they were made (samples.json) and a picture of the first 64 (grid.png)."""
+    """Folder for the images (SEED.png) and how they were made (samples.json); beside it OUT-grid.png shows the first."""
     num: int = 64
     """How many images."""
     first_seed: int = 0
@@ -99,8 +99,9 @@ def sample(arguments: Sequence[str], *, prog: str = "genflow sample") -> None:
             bar.update(len(wanted))
     first = torch.stack([read_image(_file(folder, seed)) for seed in seeds[:UNIT]])
     columns = min(len(classes), 10) if len(classes) > 1 else 8
-    write_image(folder / "grid.png", grid(first, columns, scale=max(1, 48 // first.shape[-1])))
-    print(f"{folder}: {options.num} images, {made['network_calls']} network calls each; look at {folder / 'grid.png'}")
+    picture = f"{options.out.rstrip('/')}-grid.png"  # not among the samples, which people measure by the folder
+    write_image(picture, grid(first, columns, scale=max(1, 48 // first.shape[-1])))
+    print(f"{folder}: {options.num} images, {made['network_calls']} network calls each; look at {picture}")
 
 
 def weights_hash(denoiser: nn.Module) -> str:

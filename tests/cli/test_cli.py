@@ -209,7 +209,8 @@ def test_the_same_command_writes_the_same_bytes(model) -> None:
     for out in ("a", "b"):
         assert main(["sample", str(model), "--num", "70", "--first-seed", "60", "--out", out]) == 0
     assert files("a") == files("b")
-    assert sorted(files("a")) == sorted([*(f"{seed:06d}.png" for seed in range(60, 130)), "grid.png", "samples.json"])
+    assert sorted(files("a")) == sorted([*(f"{seed:06d}.png" for seed in range(60, 130)), "samples.json"])
+    assert Path("a-grid.png").read_bytes() == Path("b-grid.png").read_bytes()
 
 
 @pytest.mark.parametrize("sampler", ["euler", "ancestral"])
@@ -217,7 +218,7 @@ def test_sampling_that_was_interrupted_leaves_no_trace(sampler: str, model) -> N
     command = ["sample", str(model), "--num", "70", "--sampler", sampler, "--out", "a"]
     assert main(command) == 0
     whole = files("a")
-    for name in ("000003.png", "000063.png", "000064.png", "grid.png"):
+    for name in ("000003.png", "000063.png", "000064.png"):
         (Path("a") / name).unlink()
     before = (Path("a") / "000004.png").stat().st_mtime_ns
     assert main(command) == 0
@@ -254,9 +255,16 @@ def test_samples_say_how_they_were_made(model) -> None:
     expected = {"sampler": "euler", "steps": 3, "network_calls": 3, "guidance": 1.0, "labels": [7, 1]}
     assert made.items() >= expected.items()
     assert len(made["weights"]) == 64
-    with Image.open("a/000000.png") as one, Image.open("a/grid.png") as picture:
+    with Image.open("a/000000.png") as one, Image.open("a-grid.png") as picture:
         assert one.size == (8, 8)
         assert (picture.width // 48, picture.height // 48) == (2, 6)  # a column per class, images 6 times as large
+
+
+def test_a_folder_of_samples_can_be_measured(model, capsys) -> None:
+    assert main(["sample", str(model), "--out", "a", "--num", "80"]) == 0
+    capsys.readouterr()
+    assert main(["fid", "a", "digits"]) == 0
+    assert capsys.readouterr().out.startswith("FD-80[digits,uint8] = ")
 
 
 def test_a_run_folder_stands_for_its_model(model) -> None:
