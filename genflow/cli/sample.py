@@ -28,7 +28,7 @@ class SampleArguments:
     model: Annotated[str, tyro.conf.Positional]
     """A saved model, a run's folder, or a hub repository."""
     out: str = "samples"
-    """Folder for the images (SEED.png) and how they were made (samples.json); OUT-grid.png beside it shows the first."""
+    """Folder for the images (SEED.png) and how they were made (samples.json); beside it, OUT-grid.png shows some."""
     num: int = 64
     """How many images."""
     first_seed: int = 0
