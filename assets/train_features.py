@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from genflow.data.embedded import fingerprint
-from genflow.data.images import ImageData, load_images, to_unit
+from genflow.data.images import ImageData, load_images
 from genflow.evaluation.features import LossNetwork, PlainNet
+from genflow.pixels import to_unit
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where the packaged data lie: splits, small frozen networks, reference statistics, pictures.
+"""Where the packaged data lie: splits, small frozen networks, a small trained model.
 
 In an installed wheel they are in ``genflow/_assets``, in a checkout in ``assets`` beside the
 package.

@@ -140,9 +140,9 @@ def build_times(config: Config, schedule: Schedule) -> TimeDistribution:
                 return LogNormal(mean=mean, std=std)
             raise ValueError("objective.times LogNormal is a law of noise levels: it goes with schedule VE only")
         case LogitNormalConfig(mean=mean, std=std):
-            if not isinstance(schedule, VE):
+            if isinstance(schedule, Linear | VP):
                 return LogitNormal(mean=mean, std=std)
-            raise ValueError("objective.times LogitNormal is a law on (0, 1): schedule VE takes LogNormal")
+            raise ValueError("objective.times LogitNormal is a law on (0, 1): it goes with schedules Linear and VP")
 
 
 def build_denoiser(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> Denoiser:
@@ -159,7 +159,8 @@ def build_denoiser(config: Config, image_shape: tuple[int, int, int], num_classe
         sampler=config.sample.sampler,
         steps=config.sample.steps,
     )
-    if config.init:
+    resumes = any((config.folder / "checkpoints").glob("step-*"))
+    if config.init and not resumes:
         load_weights(denoiser, Denoiser.from_pretrained(config.init))
     return denoiser
 
@@ -188,6 +189,10 @@ def load_weights(denoiser: Denoiser, source: Denoiser) -> None:
             rows = (source.num_classes + 1, denoiser.num_classes + 1)
             if old is not None and (len(old), len(fresh)) == rows and old.shape[1:] == fresh.shape[1:]:
                 given[name] = torch.cat([fresh[:-1], old[-1:]])  # the last row is "no class"
+            elif old is None and source.num_classes == 0 and len(fresh) == denoiser.num_classes + 1:
+                given[name] = fresh  # a table where there was none
+        if denoiser.num_classes == 0:  # and none where there was one
+            given = {k: v for k, v in given.items() if k in wanted or len(v) != source.num_classes + 1}
     wrong = [k for k in {*given, *wanted} if k not in given or k not in wanted or given[k].shape != wanted[k].shape]
     if wrong:
         raise ValueError(
@@ -223,7 +228,7 @@ def build_trainer(config: Config) -> Trainer:
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
     )
-    evaluate = _Distance(data, config.data.path) if config.train.evaluate_every else None
+    evaluate = _Distance(data, config.data.path, accelerator.device) if config.train.evaluate_every else None
     return Trainer(
         objective, loader, config, accelerator=accelerator, preview=preview, evaluate=evaluate, export=export
     )
@@ -256,9 +261,8 @@ def _remove_empty(folder: Path) -> None:
 class _Distance:
     """Fréchet distance to the training images: a model chosen by it has not seen the held-out ones."""
 
-    def __init__(self, data: ImageData, name: str) -> None:
-        self.data = data
-        self.features = load_features(name if name in ("digits", "mnist5k") else "inception")
+    def __init__(self, data: ImageData, name: str, device: torch.device) -> None:
+        self.features = load_features(name if name in ("digits", "mnist5k") else "inception", device=device)
         self.count = min(len(data), 2000)
         self.reference = stats_of(self.features, data.images)
 
@@ -269,5 +273,5 @@ class _Distance:
             index = range(start, min(start + 256, self.count))
             labels = [k % classes for k in index] if classes else None
             seeds = [EVALUATION_SEEDS + k for k in index]
-            stats.update(self.features.features(generate(denoiser, seeds, labels=labels, batch_size=256).cpu()))
+            stats.update(self.features.features(generate(denoiser, seeds, labels=labels, batch_size=256)))
         return frechet_distance(stats, self.reference)

@@ -304,13 +304,13 @@ class Config:
     """A run: data, network, method (schedule, parameterization, objective), optimisation."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    name: Annotated[str, Field(min_length=1)] = "run"
+    name: Annotated[str, Field(pattern=r"^\w[\w.+-]*$")] = "run"
     """Name of the run."""
     out: str = "runs"
     """Folder that holds runs."""
     init: str = ""
     """Saved model to start from; its classes may differ."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of everything random in training."""
     compile: bool = False
     """Compile the network with torch.compile."""

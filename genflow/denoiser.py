@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 
 from genflow.nn.dit import DiT
@@ -88,9 +91,8 @@ class Denoiser(ModelMixin, ConfigMixin):
         """
         row = self.parameterization.coefficients(self.schedule, t)
         batch = (x_t.shape[0],)
-        c_noise = row.c_noise.to(device=x_t.device, dtype=torch.float32).expand(batch)
-        if s is not None:
-            s = s.to(device=x_t.device, dtype=torch.float32).expand(batch)
+        c_noise = _spread(row.c_noise, x_t)
+        s = None if s is None else _spread(s, x_t)
         if y is not None and self.num_classes == 0:
             raise ValueError("this model has no classes: leave the labels out")
         if y is None and self.num_classes:
@@ -135,16 +137,24 @@ class Denoiser(ModelMixin, ConfigMixin):
         folder = Path(folder_or_repo)
         if "subfolder" not in options and ((folder / "model_index.json").is_file() or not folder.exists()):
             options["subfolder"] = SUBFOLDER
+        if not folder.exists() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(folder_or_repo)):
+            raise ValueError(f"there is no folder {folder_or_repo}, and a hub repository is named owner/name")
         if folder.exists():
             _check_folder(folder / (options.get("subfolder") or ""))
         if backbone is not None:
             options["backbone"] = backbone
+        verbosity = diffusers_logging.get_verbosity()
+        diffusers_logging.set_verbosity(logging.CRITICAL)  # what it would warn of is an error here, in one line
         try:
             options |= {"output_loading_info": True, "use_safetensors": True}
             loaded: Any = super().from_pretrained(str(folder_or_repo), **options)
             model, info = loaded
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"cannot load a model from {folder_or_repo}: {_first_line(error)}") from error
+            raise ValueError(
+                f"cannot load a model from {folder_or_repo}: {type(error).__name__} {_first_line(error)}"
+            ) from error
+        finally:
+            diffusers_logging.set_verbosity(verbosity)
         problems = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys") if info[kind]}
         if problems:
             raise ValueError(f"the weights in {folder_or_repo} are of another model: {_shorten(problems)}")
@@ -167,11 +177,21 @@ def _check_folder(folder: Path) -> None:
     config = folder / Denoiser.config_name
     if not config.is_file():
         raise ValueError(f"{folder} is not a saved model: it has neither config.json nor denoiser/config.json")
-    kind = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
+    try:
+        kind = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
+    except ValueError as error:
+        raise ValueError(f"{config} is damaged: {error}") from None
     if kind != "Denoiser":
         raise ValueError(f"{folder} is not a genflow model: its config.json is that of a {kind}")
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"{folder} has a config.json but no weights: diffusion_pytorch_model.safetensors is missing")
+
+
+def _spread(value: Tensor, x: Tensor) -> Tensor:
+    """Return times as (B,) float32 on the device of ``x``; a scalar of the host is filled in there, without a wait."""
+    if value.ndim == 0 and value.device.type == "cpu":
+        return torch.full(x.shape[:1], float(value), device=x.device)
+    return value.to(torch.float32).expand(x.shape[0])
 
 
 def _weight_dtype(module: nn.Module) -> torch.dtype:

@@ -39,9 +39,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 _sync(file)
         partial.chmod(0o777 & ~_umask())
-        if path.exists():
-            shutil.rmtree(path)
-        partial.replace(path)
+        if path.exists():  # set aside rather than removed first: absent for an instant only
+            aside = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent)) / path.name
+            path.replace(aside)
+            partial.replace(path)
+            shutil.rmtree(aside.parent)
+        else:
+            partial.replace(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

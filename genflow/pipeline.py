@@ -39,6 +39,8 @@ class GenflowPipeline(DiffusionPipeline):
         ``class_labels`` is one label for all or one per image; None means no class. Steps default to the model's own.
         Raises ``ValueError`` as ``genflow.generate`` does, and for a list of generators of another length.
         """
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"unknown output_type {output_type!r}: choose pil, np or pt")
         images = generate(
             self.denoiser,
             _seeds(generator, batch_size),

@@ -7,13 +7,29 @@ from torch import Tensor
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """Return uint8 images as float32 in [-1, 1]: ``k / 127.5 - 1``."""
+    """Bytes to numbers: x = k / 127.5 - 1.
+
+    Shapes: any shape, uint8 to float32 in [-1, 1].
+
+    Raises:
+        ValueError: the tensor is not uint8.
+    """
+    if images.dtype != torch.uint8:
+        raise ValueError(f"to_unit takes uint8 images 0..255, got {images.dtype}")
     return images.to(torch.float32) / 127.5 - 1
 
 
 def quantize(x: Tensor) -> Tensor:
-    """Return images in [-1, 1] as uint8, rounded to the nearest value and clipped: ``floor(127.5 x + 128)``.
+    """Numbers to the nearest byte: k = floor(127.5 x + 128), clipped to 0..255.
 
-    The inverse of ``to_unit`` for all 256 values. Source: the rule of EDM's sampling script, arXiv 2206.00364.
+    The exact inverse of ``to_unit``; the rounding of EDM's generator ("Elucidating the Design Space
+    of Diffusion-Based Generative Models", arXiv 2206.00364).
+
+    Shapes: any shape, floating point (nominally in [-1, 1]) to uint8.
+
+    Raises:
+        ValueError: the tensor is not floating point.
     """
-    return (x * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+    if not x.is_floating_point():
+        raise ValueError(f"quantize takes floating-point images in [-1, 1], got {x.dtype}")
+    return (x.to(torch.float32) * 127.5 + 128).clamp(0, 255).to(torch.uint8)

@@ -108,11 +108,17 @@ class VE(Schedule):
 
     Source: "Elucidating the Design Space of Diffusion-Based Generative Models", arXiv 2206.00364, Table 1; the grid
     is its eq. 5.
+
+    Raises ``ValueError`` unless 0 < sigma_min < sigma_max.
     """
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(f"sigma_min {self.sigma_min} must lie between 0 and sigma_max {self.sigma_max}")
 
     @property
     def t_max(self) -> float:

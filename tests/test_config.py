@@ -42,7 +42,8 @@ def complaint(action, *arguments) -> str:
 
 
 ALL_KINDS = Config(
-    name='a "quoted" name, ünïcode and a \\',
+    name="ünïcode-1.0",
+    init='a "quoted" path and a \\',
     compile=True,
     data=DataConfig(path="C:\\images", size=32, classes=False, flip=True),
     backbone=DiTConfig(dropout=0.25),

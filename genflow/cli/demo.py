@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genflow.build import build_trainer
+from genflow.cli.models import choose_device, load_model
 from genflow.cli.train import check_resume
 from genflow.config_files import find_recipe, load_config, override, parse_arguments
 from genflow.data.images import ImageData, load_images
@@ -44,7 +45,8 @@ def demo(arguments: Sequence[str], *, prog: str = "genflow demo") -> None:
     check_resume(config)
     print(f"1/3  training: {config.train.steps} steps of {config.train.batch_size} images of {config.data.path}")
     started = time.perf_counter()
-    denoiser = Denoiser.from_pretrained(build_trainer(config).fit())
+    device = choose_device("auto")
+    denoiser = load_model(str(build_trainer(config).fit()), device)
     trained = time.perf_counter()
     train, held_out = load_images(config.data.path, "train"), load_images(config.data.path, "test")
     print(f"2/3  sampling {RANGES} times {len(held_out)} images with each number of steps, and measuring")
@@ -52,7 +54,7 @@ def demo(arguments: Sequence[str], *, prog: str = "genflow demo") -> None:
     sampled = time.perf_counter()
     print("3/3  drawing")
     for steps in STEPS:
-        images = generate(denoiser, range(80), labels=[seed % 10 for seed in range(80)], steps=steps)
+        images = generate(denoiser, range(80), labels=[seed % 10 for seed in range(80)], steps=steps).cpu()
         write_image(config.folder / f"samples-{steps}.png", grid(images, 10, scale=6))
     write_image(config.folder / "real.png", grid(_rows_of_each_class(held_out), 10, scale=6))
     report = _report(denoiser, results, f"trained in {trained - started:.0f} s, sampled in {sampled - trained:.0f} s")
@@ -66,7 +68,8 @@ def _measure(denoiser: Denoiser, steps: int, train: ImageData, held_out: ImageDa
     draw = from_model(
         denoiser, held_out, steps=steps, progress=lambda parts: tqdm(parts, desc=shown, unit="batch", leave=False)
     )
-    return measure(draw, train, held_out, load_features(name))
+    features = load_features(name, device=choose_device("auto"))
+    return measure(draw, train, held_out, features)
 
 
 def _rows_of_each_class(data: ImageData, rows: int = 8) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import tyro
 from tqdm import tqdm
 
-from genflow.cli.models import choose_device, is_model, load_model
+from genflow.cli.models import choose_device, is_model, load_model, weights_hash
 from genflow.config_files import parse_arguments
 from genflow.data.images import EMBEDDED, ImageData, load_images
 from genflow.denoiser import Denoiser
@@ -96,7 +96,10 @@ def _of_model(
     choose_times(denoiser, steps, None)
     count = options.num or len(reference)
     how = f"{sampler}, {steps} steps, {network_calls(sampler, steps)} network calls"
-    record: dict[str, object] = {"sampler": sampler, "steps": steps, "guidance": options.guidance}
+    if options.guidance != 1:
+        how += f", guidance {options.guidance:g}"
+    record: dict[str, object] = {"model": options.samples, "weights": weights_hash(denoiser), "first_seed": 0}
+    record |= {"sampler": sampler, "steps": steps, "guidance": options.guidance}
     record["network_calls"] = network_calls(sampler, steps)
     draw = from_model(
         denoiser,

@@ -6,6 +6,7 @@ Nothing heavy is imported before the subcommand is known, so that ``genflow --he
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import sys
 import warnings
@@ -38,8 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     match given:
         case [] | ["-h" | "--help", *_]:
-            print(USAGE)
-            return 0 if given else 2
+            return guard(lambda: print(USAGE)) if given else _usage_error()
         case ["--version", *_]:
             from genflow import __version__
 
@@ -47,6 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         case [command, *rest]:
             return guard(lambda: _run(command, rest))
+    return 2
+
+
+def _usage_error() -> int:
+    print(USAGE)
     return 2
 
 
@@ -85,7 +90,11 @@ def guard(action: Callable[[], object]) -> int:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="huggingface_hub")  # told to diffusers, not to our users
+            logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # its retries; the error says the rest
             action()
+    except BrokenPipeError:  # whoever read the output has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (so that the interpreter's last flush fails on nothing)
+        return 0
     except (ValueError, RuntimeError, OSError) as error:
         print(f"genflow: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -11,12 +12,12 @@ from genflow.denoiser import Denoiser
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of this name; "auto" is a GPU if there is one.
+    """Return the device of this name; "auto" is the accelerator, if there is one.
 
     Raises ``ValueError`` for a device that torch does not have here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         return torch.zeros((), device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -34,3 +35,12 @@ def load_model(path: str, device: torch.device) -> Denoiser:
     denoiser = Denoiser.from_pretrained(inner if is_model(str(inner)) else path)
     nn.Module.to(denoiser, device)  # diffusers' own says nothing of the type it returns
     return denoiser
+
+
+def weights_hash(denoiser: nn.Module) -> str:
+    """Return the sha256 of all weights, in the order of their names: which model it is, whatever file it came from."""
+    digest = hashlib.sha256()
+    for name, value in sorted(denoiser.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

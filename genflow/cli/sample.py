@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import Annotated, Literal
 
 import torch
 import tyro
-from torch import nn
 from tqdm import tqdm
 
 from genflow.config_files import parse_arguments
@@ -57,7 +55,7 @@ def sample(arguments: Sequence[str], *, prog: str = "genflow sample") -> None:
     )
     if options.num < 1:
         raise ValueError(f"--num must be at least 1, got {options.num}")
-    from genflow.cli.models import choose_device, load_model
+    from genflow.cli.models import choose_device, load_model, weights_hash
     from genflow.sampling.generate import choose_times, generate, network_calls
 
     denoiser = load_model(options.model, choose_device(options.device))
@@ -102,15 +100,6 @@ def sample(arguments: Sequence[str], *, prog: str = "genflow sample") -> None:
     picture = f"{options.out.rstrip('/')}-grid.png"  # not among the samples, which people measure by the folder
     write_image(picture, grid(first, columns, scale=max(1, 48 // first.shape[-1])))
     print(f"{folder}: {options.num} images, {made['network_calls']} network calls each; look at {picture}")
-
-
-def weights_hash(denoiser: nn.Module) -> str:
-    """Return the sha256 of all weights, in the order of their names: which model it is, whatever file it came from."""
-    digest = hashlib.sha256()
-    for name, value in sorted(denoiser.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _file(folder: Path, seed: int) -> Path:

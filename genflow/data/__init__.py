@@ -6,8 +6,6 @@ from genflow.data.images import (
     Split,
     cache_folder,
     load_images,
-    quantize,
-    to_unit,
 )
 
-__all__ = ["EMBEDDED", "ImageData", "Split", "cache_folder", "load_images", "quantize", "to_unit"]
+__all__ = ["EMBEDDED", "ImageData", "Split", "cache_folder", "load_images"]

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from genflow.assets import asset
-from genflow.data.images import to_unit
+from genflow.pixels import to_unit
 
 DigitName = Literal["digits", "mnist5k"]
 FEATURES = ("digits", "mnist5k", "inception")
@@ -288,13 +288,18 @@ def _frozen(network: _Network, path: Path) -> _Network:
 
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
-    """No autocast from outside, and no TF32 in convolutions (cuDNN's default), which costs three digits."""
+    """No autocast from outside, and no TF32, which costs three digits."""
     with torch.autocast(device.type, enabled=False):
         if device.type != "cuda":
             yield
             return
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            yield
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(precision)
 
 
 def _inception_weights(weights: Path | None) -> Path:
@@ -323,7 +328,5 @@ def _safe_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is no pickle of weights can raise anything in there
-        reason = str(error).strip().splitlines()[:1]
-        raise RuntimeError(
-            f"{path} cannot be read as plain weights: {type(error).__name__} {' '.join(reason)}"
-        ) from error
+        # torch's own words advise to run whatever code the file holds
+        raise RuntimeError(f"{path} is not a file of plain weights ({type(error).__name__})") from error

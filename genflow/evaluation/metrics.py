@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from genflow.data.images import to_unit
 from genflow.evaluation.statistics import FeatureStats
+from genflow.pixels import to_unit
 
 
 def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:

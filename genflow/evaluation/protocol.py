@@ -82,6 +82,23 @@ def measure(
     )
 
 
+def labels_of(denoiser: Denoiser, held_out: ImageData) -> Tensor | None:
+    """Return the labels to ask a model for: those of the held-out images, or its own classes in turn, or None.
+
+    Raises ``ValueError`` if both have classes, but not as many.
+    """
+    if denoiser.num_classes == 0:
+        return None
+    if held_out.labels is None:
+        return torch.arange(len(held_out)) % denoiser.num_classes
+    if held_out.num_classes != denoiser.num_classes:
+        raise ValueError(
+            f"the model has {denoiser.num_classes} classes, {held_out.name} has {held_out.num_classes}: images of one"
+            " class cannot be measured against those of another; put the reference in one folder without classes"
+        )
+    return torch.from_numpy(held_out.labels)
+
+
 def from_model(
     denoiser: Denoiser,
     held_out: ImageData,
@@ -91,10 +108,8 @@ def from_model(
     guidance: float = 1.0,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Callable[[range], tuple[Tensor, Tensor | None]]:
-    """Return a function for ``measure`` that samples a model; seed k takes the label of held-out image k mod N."""
-    labels = None
-    if denoiser.num_classes and held_out.labels is not None:
-        labels = torch.from_numpy(held_out.labels)
+    """Return a function for ``measure`` that samples a model; seed k takes label k mod N of ``labels_of``."""
+    labels = labels_of(denoiser, held_out)
 
     def sample(seeds: range) -> tuple[Tensor, Tensor | None]:
         parts = []

@@ -31,7 +31,8 @@ class Batch:
     def draw(x: Tensor, y: Tensor | None, index: Tensor) -> Batch:
         """Join images with noise and ranks of their own, from torch's global generator."""
         u = torch.rand(x.shape[0], device=x.device, dtype=time_dtype(x.device))
-        return Batch(x=x, y=y, noise=torch.randn_like(x), index=index, u=u.clamp(min=1e-9))  # never exactly 0
+        rim = max(1e-9, torch.finfo(u.dtype).eps)  # quantiles at exactly 0 or 1 are infinite
+        return Batch(x=x, y=y, noise=torch.randn_like(x), index=index, u=u.clamp(rim, 1 - rim))
 
 
 class Objective(nn.Module, abc.ABC):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Literal
 
@@ -49,17 +50,33 @@ def generate(
     batches: list[Tensor] = []
     training = denoiser.training
     denoiser.eval()
-    for start in range(0, len(seeds), batch_size):
-        part = slice(start, start + batch_size)
-        y = None if listed is None else torch.tensor(listed[part], device=device)
-        denoise = guided(denoiser, y, scale=guidance, interval=guidance_interval)
-        noise = SeededNoise(seeds[part], denoiser.image_shape, device)
-        with torch.no_grad():
-            state = x[part].to(device) if x is not None else denoiser.schedule.sigma(grid[0]).float() * noise(0)
-            images = run(denoise, denoiser.schedule, state, grid, noise)
-            batches.append(quantize(images) if output == "uint8" else images)
-    denoiser.train(training)
+    try:
+        for start in range(0, len(seeds), batch_size):
+            part = slice(start, start + batch_size)
+            y = None if listed is None else torch.tensor(listed[part], device=device)
+            denoise = guided(denoiser, y, scale=guidance, interval=guidance_interval)
+            noise = SeededNoise([operator.index(seed) for seed in seeds[part]], denoiser.image_shape, device)
+            with torch.no_grad():
+                state = (
+                    x[part].to(device, torch.float32)
+                    if x is not None
+                    else denoiser.schedule.sigma(grid[0]).float() * noise(0)
+                )
+                images = run(denoise, denoiser.schedule, state, grid, noise)
+                batches.append(_finish(images, output))
+    finally:
+        denoiser.train(training)
     return torch.cat(batches)
+
+
+def _finish(images: Tensor, output: str) -> Tensor:
+    match output:
+        case "uint8":
+            return quantize(images)
+        case "float":
+            return images
+        case _:
+            raise ValueError(f"unknown output {output!r}: choose uint8 or float")
 
 
 def find_sampler(sampler: str | Sampler) -> Sampler:
@@ -113,7 +130,7 @@ def _check_request(
         return None
     if denoiser.num_classes == 0:
         raise ValueError("this model has no classes: leave the labels out")
-    listed = [labels] * len(seeds) if isinstance(labels, int) else [int(label) for label in labels]
+    listed = [labels] * len(seeds) if isinstance(labels, int) else [operator.index(label) for label in labels]
     if len(listed) != len(seeds):
         raise ValueError(f"{len(listed)} labels for {len(seeds)} seeds: give one label for all, or one per seed")
     for label in listed:

@@ -20,9 +20,12 @@ def guided(denoiser: Denoiser, y: Tensor | None, *, scale: float, interval: tupl
     Sources: "Classifier-Free Diffusion Guidance", arXiv 2207.12598, eq. 6 with scale = 1 + w; "Applying Guidance in a
     Limited Interval Improves Sample and Distribution Quality in Diffusion Models", arXiv 2404.07724, eq. 6.
 
-    Raises ``ValueError`` if guidance is asked for without labels.
+    Raises ``ValueError`` for guidance without labels, a scale that is not finite, and an interval that ends before it
+    begins.
     """
     low, high = interval or (0.0, math.inf)
+    if not math.isfinite(scale) or not low <= high:
+        raise ValueError(f"guidance must be finite and its interval run from low to high, got {scale}, {interval}")
     if scale == 1:
         return lambda x_t, t, s: denoiser.denoise(x_t, t, y, s)
     if y is None:

@@ -99,14 +99,16 @@ class Trainer:
                 done = step + 1
                 if self._due(done, self.config.train.log_every):
                     rate = (done - started[1]) * batch_size / (time.perf_counter() - started[0])
-                    started = time.perf_counter(), done
                     self._report(done, rate, bar, best)
+                    started = time.perf_counter(), done
+                pause = time.perf_counter()  # pictures, distances and checkpoints are not training
                 if self._due(done, self.config.train.preview_every):
                     self._draw(done)
                 if self._due(done, self.config.train.evaluate_every):
                     best = self._judge(done, best)
                 if self._due(done, self.config.train.checkpoint_every):
                     self._save(done, best)
+                started = started[0] + time.perf_counter() - pause, started[1]
         self.accelerator.end_training()
         return self.folder / "model"
 
@@ -125,6 +127,8 @@ class Trainer:
             remove_partials(self.folder)
             self.log.rewind(progress.step)
             write_text(self.folder / "config.toml", _provenance() + to_toml(self.config))
+        if progress.step > self.config.train.steps:
+            raise ValueError(f"{self.folder} is at step {progress.step}, beyond train.steps {self.config.train.steps}")
         if progress.step:
             self.accelerator.print(f"{self.folder}: going on from step {progress.step}")
         return progress
@@ -216,12 +220,11 @@ class Trainer:
         return distance
 
     def _tune_device(self) -> None:
-        """Take what speeds convolutions and matrix products up and changes nothing but rounding."""
+        """Take what speeds matrix products up and changes nothing but rounding."""
         if self.config.train.gradient_checkpointing:
             self.objective.denoiser.backbone.gradient_checkpointing = True  # pyright: ignore[reportArgumentType]
         if self.accelerator.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32
-            self.objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         if self.config.compile:
             self.objective.denoiser.backbone.compile()
 
@@ -237,7 +240,7 @@ def make_accelerator(config: Config) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision=config.train.mixed_precision,
         log_with=config.train.tracker or None,
-        project_dir=str(config.folder),
+        project_dir=config.out,  # trackers make the folder of the run's name in it
     )
     if config.train.mixed_precision == "fp16" and accelerator.scaler is None:  # small gradients would become 0 unseen
         raise ValueError(

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import UNET, make_config
+from safetensors.torch import load_file, save_file
+from small import make_config
 
 from genflow import __version__
 from genflow.build import build_denoiser, export
 from genflow.cli.main import COMMANDS, USAGE, main
+from genflow.data.images import ImageData
 from genflow.denoiser import Denoiser
+from genflow.evaluation.protocol import labels_of
 
 
 @pytest.fixture(autouse=True)
@@ -192,10 +196,49 @@ def test_a_learning_rate_that_is_far_too_high_ends_in_one_line(capsys) -> None:
 
 
 def test_fine_tuning_starts_from_a_saved_model_with_other_classes(model, capsys) -> None:
-    like = ("--backbone.multipliers", *map(str, UNET.multipliers), "--data.path", "digits", "--data.no-classes")
-    assert train("--init", model, *like) == 2  # from ten classes to none is another network
+    assert train("--init", model, "--backbone.width", "8") == 2
     assert "such as backbone." in capsys.readouterr().err
+    assert train("--init", model, "--data.no-classes", "--name", "none") == 0  # from ten classes to none
+    assert train("--init", "runs/none/model", "--name", "ten") == 0  # and back
     assert train("--init", model) == 0
+
+
+def test_a_missing_model_is_named_at_once(capsys, monkeypatch) -> None:
+    """Not after a minute of asking a hub for it, even where there might be a network."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    for name in ("nothere", "runs/nothere/model", "./not/here"):
+        assert f"there is no folder {name}" in refused(capsys, "sample", name)
+
+
+def test_nonsense_is_refused_rather_than_sampled(model, capsys) -> None:
+    assert "finite" in refused(capsys, "sample", model, "--guidance", "nan")
+    assert "from low to high" in refused(capsys, "sample", model, "--guidance", "2", "--guidance-interval", "3", "1")
+    assert "sigma_min" in refused(capsys, "train", "tiny-edm", "--schedule.sigma-min", "100")
+    assert "name" in refused(capsys, "train", "tiny-edm", "--name", "../x")
+
+
+def test_a_damaged_model_is_named_in_one_line(model, tmp_path, capsys) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    config = broken / "denoiser" / "config.json"
+    config.write_text("{")
+    assert "config.json is damaged" in refused(capsys, "sample", broken)
+    shutil.copyfile(model / "denoiser" / "config.json", config)
+    weights = next(broken.rglob("*.safetensors"))
+    tensors = load_file(weights)
+    tensors["stray"] = tensors.pop("backbone.conv_in.bias")
+    save_file(tensors, weights, metadata={"format": "pt"})
+    assert "missing keys: backbone.conv_in.bias" in refused(capsys, "sample", broken)
+
+
+def test_a_model_with_classes_is_asked_for_them_whatever_it_is_compared_with(model) -> None:
+    denoiser = Denoiser.from_pretrained(model)
+    images = np.zeros((12, 1, 8, 8), dtype=np.uint8)
+    plain = ImageData(images, None, (), "plain")
+    assert labels_of(denoiser, plain).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
+    other = ImageData(images, np.zeros(12, dtype=np.int64), ("a", "b"), "other")
+    with pytest.raises(ValueError, match="10 classes, other has 2"):
+        labels_of(denoiser, other)
 
 
 # Sampling

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from genflow.data import ImageData, load_images, quantize, to_unit
+from genflow.data import ImageData, load_images
+from genflow.pixels import quantize, to_unit
 
 
 def bytes_256() -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from genflow.assets import asset
 from genflow.data.embedded import fingerprint
-from genflow.data.images import load_images, to_unit
+from genflow.data.images import load_images
 from genflow.evaluation import features as module
 from genflow.evaluation.features import (
     INCEPTION_FILE,
@@ -19,6 +19,7 @@ from genflow.evaluation.features import (
 )
 from genflow.evaluation.metrics import class_accuracy, floor, frechet_distance
 from genflow.evaluation.statistics import FeatureStats
+from genflow.pixels import to_unit
 
 NAMES = ("digits", "mnist5k")
 LEAST_ACCURACY = {"digits": 0.98, "mnist5k": 0.975}
@@ -216,7 +217,7 @@ def test_inception_weights_never_run_code(tmp_path):
     pytest.importorskip("torch_fidelity")
     path, mark = tmp_path / "evil.pth", tmp_path / "was-run"
     torch.save({"weight": _Trap(mark)}, path)
-    with pytest.raises(RuntimeError, match=r"evil\.pth cannot be read as plain weights"):
+    with pytest.raises(RuntimeError, match=r"evil\.pth is not a file of plain weights"):
         InceptionFeatures(path)
     assert not mark.exists()
 
@@ -226,7 +227,7 @@ def test_unusable_inception_weights_are_named(tmp_path):
     with pytest.raises(RuntimeError, match=r"nowhere\.pth is not a file"):
         InceptionFeatures(tmp_path / "nowhere.pth")
     (tmp_path / "text.pth").write_text("hello")
-    with pytest.raises(RuntimeError, match="cannot be read as plain weights"):
+    with pytest.raises(RuntimeError, match="is not a file of plain weights"):
         InceptionFeatures(tmp_path / "text.pth")
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(RuntimeError, match=r"other\.pth does not hold the weights of torch-fidelity") as caught:

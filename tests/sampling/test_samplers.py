@@ -223,3 +223,27 @@ def test_one_step_is_the_clean_image(sampler) -> None:
         x, oracle = start(schedule), GaussianDenoiser(schedule, STD)
         times = schedule.times(1)
         assert torch.equal(sampler(oracle, schedule, x, times, no_noise), oracle(x, times[0], times[1]))
+
+
+@pytest.mark.reference
+def test_few_step_flow_grids_are_right_where_diffusers_own_is_not() -> None:
+    """Given our grid, diffusers' flow scheduler agrees; the last step of its own moves next to nothing."""
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+    x, oracle = start(Linear()), GaussianDenoiser(Linear(), STD)
+
+    def theirs(**grid) -> torch.Tensor:
+        scheduler, state = FlowMatchEulerDiscreteScheduler(), x
+        scheduler.set_timesteps(**grid)
+        for k, t in enumerate(scheduler.timesteps):
+            sigma = scheduler.sigmas[k].double()
+            state = scheduler.step((state - oracle(state, sigma, sigma)) / sigma, t, state).prev_sample
+        return state
+
+    for steps in (1, 2, 4, 8):
+        ours = euler(oracle, Linear(), x, Linear().times(steps), no_noise)
+        explicit = theirs(sigmas=[1 - k / steps for k in range(steps)])
+        torch.testing.assert_close(explicit.double(), ours, rtol=1e-5, atol=1e-5)
+        if steps > 1:  # theirs with one step more is ours, but for a step of 1/1000 at its end
+            own = theirs(num_inference_steps=steps + 1).double()
+            torch.testing.assert_close(own, ours, rtol=0, atol=5e-3)
