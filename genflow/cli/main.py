@@ -6,7 +6,6 @@ Nothing heavy is imported before the subcommand is known, so that ``genflow --he
 from __future__ import annotations
 
 import difflib
-import logging
 import os
 import sys
 import warnings
@@ -87,10 +86,10 @@ def guard(action: Callable[[], object]) -> int:
     if os.environ.get("GENFLOW_TRACEBACK"):
         action()
         return 0
+    os.environ.setdefault("HF_HUB_VERBOSITY", "critical")  # read when it is imported: five retries are five lines
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="huggingface_hub")  # told to diffusers, not to our users
-            logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # its retries; the error says the rest
             action()
     except BrokenPipeError:  # whoever read the output has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (so that the interpreter's last flush fails on nothing)
