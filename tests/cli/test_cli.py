@@ -395,9 +395,9 @@ def test_a_real_process_refuses_with_code_2_and_one_line() -> None:
 
 @pytest.mark.slow
 def test_what_libraries_say_on_the_way_does_not_reach_the_user() -> None:
-    done = run("sample", "nowhere")
+    done = run("sample", "owner/nowhere")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("genflow: cannot load a model from nowhere")
+    assert done.stderr.startswith("genflow: cannot load a model from owner/nowhere")
     assert done.stderr.count("\n") == 1
     assert os.listdir() == []
 
