@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import shutil
@@ -406,11 +407,21 @@ def test_what_libraries_say_on_the_way_does_not_reach_the_user() -> None:
 def test_ctrl_c_ends_in_one_line_and_the_run_goes_on_from_what_is_saved() -> None:
     import signal
 
-    command = ["train", "tiny-rf", *TINY, "--train.steps", "2000", "--train.checkpoint-every", "5"]
-    process = subprocess.Popen([sys.executable, "-m", "genflow.cli.main", *command], stderr=subprocess.PIPE, text=True)
+    command = ["train", "tiny-rf", *TINY, "--train.steps", "20000", "--train.checkpoint-every", "5"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "genflow.cli.main", *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     while process.poll() is None and not list(Path().glob("runs/tiny-rf/checkpoints/step-*")):
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    for _ in range(5):  # Python drops an interrupt that lands in a destructor, and people press again
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=5)
+            break
+    process.kill()  # nothing, if it has stopped
     shown = process.communicate()[1]
     assert process.returncode == 130
     assert shown.splitlines()[-1].startswith("genflow: stopped; the same command again continues")
