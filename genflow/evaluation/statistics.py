@@ -1,7 +1,6 @@
 """Mean and covariance of features as float64 sums that can be updated, merged and stored."""
 
 import json
-import secrets
 import zipfile
 from pathlib import Path
 from typing import final
@@ -9,6 +8,8 @@ from typing import final
 import numpy as np
 import torch
 from torch import Tensor
+
+from genflow.files import atomic_file
 
 
 @final
@@ -125,14 +126,8 @@ class FeatureStats:
         path = _npz(path)
         mu, sigma = self.mean.numpy(), self.covariance.numpy()
         text = json.dumps(protocol, sort_keys=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.stem}-{secrets.token_hex(8)}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                np.savez(file, mu=mu, sigma=sigma, n=np.int64(self.count), protocol=np.array(text))
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_file(path) as partial, partial.open("wb") as file:
+            np.savez(file, mu=mu, sigma=sigma, n=np.int64(self.count), protocol=np.array(text))
 
     @classmethod
     def load(cls, path: Path) -> tuple["FeatureStats", dict[str, object]]:

@@ -416,7 +416,7 @@ def test_ctrl_c_ends_in_one_line_and_the_run_goes_on_from_what_is_saved() -> Non
     )
     while process.poll() is None and not list(Path().glob("runs/tiny-rf/checkpoints/step-*")):
         time.sleep(0.01)
-    for _ in range(5):  # Python drops an interrupt that lands in a destructor, and people press again
+    for _ in range(5):  # one can be lost, as in a destructor, where Python drops it; people press again
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=5)
