@@ -8,7 +8,7 @@ import json
 import logging
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -37,7 +37,8 @@ class Denoiser(ModelMixin, ConfigMixin):
 
     ``denoise(x_t, t, y) = c_skip x_t + c_out backbone(c_in x_t, c_noise, y)``. ``backbone`` is any module called as
     ``(x, c_noise, y, s)`` on ``x`` (B, C, H, W), ``c_noise`` (B,) float32, labels ``y`` (B,) int64 or None, and the
-    target time ``s`` (B,) or None. ``num_classes`` itself is the label "no class", and so is ``y = None``.
+    target time ``s`` (B,) or None; where ``augment`` (B, K) is given, which only training does, as ``augment=`` too.
+    ``num_classes`` itself is the label "no class", and so is ``y = None``.
 
     The configuration holds the image shape (C, H, W), the number of classes, and how to sample by default: the
     sampler, its number of steps, and, for numbers of steps that have one, a time grid of their own
@@ -48,6 +49,8 @@ class Denoiser(ModelMixin, ConfigMixin):
     """
 
     config_name = "config.json"
+    # frequencies of Fourier features, which no dtype asked of from_pretrained may round
+    _keep_in_fp32_modules: ClassVar[list[str]] = ["frequencies"]  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self,
@@ -83,10 +86,18 @@ class Denoiser(ModelMixin, ConfigMixin):
             times=self.times,
         )
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, s: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        s: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
         """Return the raw output (B, C, H, W), float32, for states ``x_t`` at times ``t``, 0-dimensional or (B,).
 
-        This is the precision boundary: the backbone may hold or compute in bf16, what comes out is float32.
+        ``augment`` (B, K) are the labels of augmented images, for backbones that are told of them. This is the
+        precision boundary: the backbone may hold or compute in bf16, what comes out is float32.
         Raises ``ValueError`` for labels given to a network without classes.
         """
         row = self.parameterization.coefficients(self.schedule, t)
@@ -98,11 +109,19 @@ class Denoiser(ModelMixin, ConfigMixin):
         if y is None and self.num_classes:
             y = torch.full(batch, self.num_classes, device=x_t.device)
         x_in = (expand(row.c_in, x_t) * x_t).to(_weight_dtype(self.backbone))
-        return self.backbone(x_in, c_noise, y, s).float()
+        told = {} if augment is None else {"augment": augment}  # most backbones know of no such argument
+        return self.backbone(x_in, c_noise, y, s, **told).float()
 
-    def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, s: Tensor | None = None) -> Tensor:
+    def denoise(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        s: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
         """Return the clean image (B, C, H, W) as seen from state ``x_t`` at time ``t``, 0-dimensional or (B,)."""
-        return self.parameterization.clean(self.schedule, self(x_t, t, y, s), x_t, t)
+        return self.parameterization.clean(self.schedule, self(x_t, t, y, s, augment), x_t, t)
 
     @classmethod
     def from_config(  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -188,6 +188,34 @@ def test_grids_are_checked() -> None:
         make(times={"2": [80.0, 0.0]})
 
 
+class ToldNetwork(CountingNetwork):
+    """A backbone that is told of augmentation, by the mean of its labels, and keeps what it was called with."""
+
+    def forward(self, x, c_noise, y=None, s=None, *, augment=None):
+        self.told = augment
+        out = super().forward(x, c_noise, y, s)
+        return out if augment is None else out + augment.mean(dim=1).view(-1, 1, 1, 1)
+
+
+def test_augmentation_labels_reach_a_backbone_that_is_told_of_them() -> None:
+    denoiser = Denoiser(ToldNetwork(), VE(), Karras(), image_shape=(1, 4, 4), num_classes=10)
+    x, t, augment = torch.randn(3, 1, 4, 4), torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64), torch.randn(3, 9)
+    shift = augment.mean(dim=1).view(-1, 1, 1, 1)
+    torch.testing.assert_close(denoiser(x, t, augment=augment), denoiser(x, t) + shift)
+    c_out = (t * 0.5 / (t**2 + 0.25).sqrt()).float().view(-1, 1, 1, 1)
+    torch.testing.assert_close(denoiser.denoise(x, t, None, None, augment), denoiser.denoise(x, t) + c_out * shift)
+
+
+def test_backbones_see_no_augmentation_unless_it_is_given() -> None:
+    """Those of other people do not know the argument; sampling never gives it."""
+    told = Denoiser(ToldNetwork(), VE(), Karras(), image_shape=(1, 4, 4), num_classes=10)
+    other = Denoiser(CountingNetwork(), VE(), Karras(), image_shape=(1, 4, 4), num_classes=10)
+    assert torch.equal(generate(told, range(2), steps=2), generate(other, range(2), steps=2))
+    assert told.backbone.told is None
+    with pytest.raises(TypeError, match="augment"):
+        other(torch.zeros(1, 1, 4, 4), torch.tensor(1.0), augment=torch.zeros(1, 9))
+
+
 def test_labels_without_classes_are_refused() -> None:
     denoiser = counting_denoiser(VE(), classes=0)
     with pytest.raises(ValueError, match="no classes"):

@@ -107,8 +107,6 @@ class DiT(nn.Module):
         heads: Attention heads.
         mlp_ratio: Hidden width of the MLPs, in units of `width`.
         dropout: Probability on the two branches of a block, in [0, 1); the paper has none.
-        learned_sigma: Give the head 2C channels, of which the first C are returned. The variance
-            half is there so that published weights load.
 
     Raises:
         ValueError: For sizes that patches do not tile (the message names ones they do), other
@@ -127,7 +125,6 @@ class DiT(nn.Module):
         heads: int = 6,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
-        learned_sigma: bool = False,
     ) -> None:
         self.arguments = plain_arguments(locals())
         super().__init__()
@@ -143,7 +140,6 @@ class DiT(nn.Module):
         self.patch_size = patch_size
         self.gradient_checkpointing = False
         self.rows, self.columns = _patch_grid(self.image_size, patch_size)
-        out_channels = 2 * in_channels if learned_sigma else in_channels
 
         self.conditioning = DiTConditioning(width, num_classes)
         self.patch_in = nn.Linear(in_channels * patch_size**2, width)
@@ -153,7 +149,7 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(DiTBlock(width, heads, mlp_ratio, dropout) for _ in range(depth))
         self.norm_out = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation_out = nn.Linear(width, 2 * width)
-        self.patch_out = nn.Linear(width, patch_size**2 * out_channels)
+        self.patch_out = nn.Linear(width, patch_size**2 * in_channels)
         zeros(self.modulation_out)
         zeros(self.patch_out)
 
@@ -166,9 +162,8 @@ class DiT(nn.Module):
         for block in self.blocks:
             h = self._run(block, h, e)  # (B, N, width)
         shift, scale = self.modulation_out(e).unsqueeze(1).chunk(2, dim=2)  # 2 of (B, 1, width)
-        h = self.patch_out(modulate(self.norm_out(h), shift, scale))  # (B, N, p²·out)
-        out = rearrange(h, "b (h w) (p q c) -> b c (h p) (w q)", h=self.rows, p=p, q=p)
-        return out[:, : self.in_channels]  # (B, C, H, W)
+        h = self.patch_out(modulate(self.norm_out(h), shift, scale))  # (B, N, p²·C)
+        return rearrange(h, "b (h w) (p q c) -> b c (h p) (w q)", h=self.rows, p=p, q=p)  # (B, C, H, W)
 
     def _run(self, block: nn.Module, h: Tensor, e: Tensor) -> Tensor:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,15 +41,23 @@ def zeros(module: nn.Linear | nn.Conv2d) -> None:
         nn.init.zeros_(module.bias)
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with `min(32, channels // 4)` groups and eps 1e-6, as in DDPM++.
+def group_norm(channels: int, eps: float = 1e-6) -> nn.GroupNorm:
+    """Group normalisation with `min(32, channels // 4)` groups, and eps 1e-6 as in DDPM++.
 
     Where that number does not divide `channels` (say 144), the next smaller divisor is used: every
     width is allowed, and wherever DDPM++ itself is defined the two agree.
     """
     wanted = max(1, min(32, channels // 4))
     groups = next(n for n in range(wanted, 0, -1) if channels % n == 0)
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+    return nn.GroupNorm(groups, channels, eps=eps)
+
+
+Resample = Callable[[Tensor], Tensor]
+
+
+def same_size(x: Tensor) -> Tensor:
+    """Return `x`: the third choice beside halving and doubling."""
+    return x
 
 
 def downsample(x: Tensor) -> Tensor:
@@ -60,6 +68,82 @@ def downsample(x: Tensor) -> Tensor:
 def upsample(x: Tensor) -> Tensor:
     """Double both sides with the box filter [1, 1], i.e. repeat pixels: (B, C, 2H, 2W)."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class FilterDownsample(nn.Module):
+    """Halve both sides with a separable FIR filter f of n weights whose sum is 1.
+
+    `out[i, j] = Σ_kl f_k f_l x[2i + k - padding, 2j + l - padding]`, x being 0 beyond its border.
+
+    Shapes: (B, C, H, W) to (B, C, H/2, W/2) with the usual padding, `n / 2 - 1`.
+    Source: upfirdn of StyleGAN2 (arXiv 1912.04958), as NCSN++ uses it (arXiv 2011.13456).
+    """
+
+    def __init__(self, weights: Sequence[int], padding: int) -> None:
+        super().__init__()
+        self.padding = padding
+        self.kernel: Tensor
+        self.register_buffer("kernel", _outer(weights), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.kernel.to(x.dtype).expand(x.shape[1], 1, -1, -1)  # (C, 1, n, n)
+        return F.conv2d(x, kernel, stride=2, padding=self.padding, groups=x.shape[1])
+
+
+class FilterUpsample(nn.Module):
+    """Double both sides with a separable FIR filter: 4 times the transpose of `FilterDownsample`.
+
+    Shapes: (B, C, H, W) to (B, C, 2H, 2W).
+    Source: upfirdn of StyleGAN2 (arXiv 1912.04958), as NCSN++ uses it (arXiv 2011.13456).
+    """
+
+    def __init__(self, weights: Sequence[int]) -> None:
+        super().__init__()
+        self.padding = len(weights) // 2 - 1
+        self.kernel: Tensor
+        self.register_buffer("kernel", 4 * _outer(weights), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.kernel.to(x.dtype).expand(x.shape[1], 1, -1, -1)  # (C, 1, n, n)
+        return F.conv_transpose2d(x, kernel, stride=2, padding=self.padding, groups=x.shape[1])
+
+
+def _outer(weights: Sequence[int]) -> Tensor:
+    f = torch.tensor(weights, dtype=torch.float32)  # (n,)
+    return (torch.outer(f, f) / f.sum().square())[None, None]  # (1, 1, n, n)
+
+
+def make_downsample(weights: Sequence[int], *, padded: bool = True) -> Resample:
+    """Return what halves both sides with the filter `weights`; for two equal weights that is `downsample`.
+
+    `padded=False` is for images that already have a border of `n / 2 - 1` pixels.
+
+    Raises:
+        ValueError: Unless `weights` are positive, symmetric and even in number: others would move the image.
+    """
+    _check_filter(weights)
+    if len(weights) == 2:
+        return downsample
+    return FilterDownsample(weights, len(weights) // 2 - 1 if padded else 0)
+
+
+def make_upsample(weights: Sequence[int]) -> Resample:
+    """Return what doubles both sides with the filter `weights`; for two equal weights that is `upsample`.
+
+    Raises:
+        ValueError: As `make_downsample`.
+    """
+    _check_filter(weights)
+    return upsample if len(weights) == 2 else FilterUpsample(weights)
+
+
+def _check_filter(weights: Sequence[int]) -> None:
+    symmetric = list(weights) == list(reversed(weights))
+    if len(weights) < 2 or len(weights) % 2 or min(weights) <= 0 or not symmetric:
+        raise ValueError(
+            "resample_filter must be an even number of positive weights that read the same backwards, such as "
+            f"(1, 1) or (1, 3, 3, 1); got {tuple(weights)}"
+        )
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

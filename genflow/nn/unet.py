@@ -1,4 +1,4 @@
-"""The U-Net backbone, in EDM's DDPM++ form."""
+"""The U-Net backbone, in the forms of DDPM++, NCSN++ and ADM."""
 
 from __future__ import annotations
 
@@ -6,132 +6,87 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import Any, Literal, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from genflow.nn.attention import SelfAttention
-from genflow.nn.embeddings import UNetConditioning
+from genflow.nn.blocks import AdaptiveBlock, InputProjection, ResidualBlock
+from genflow.nn.embeddings import ADMConditioning, UNetConditioning
 from genflow.nn.layers import (
     check_at_least,
     check_dropout,
     check_images,
-    downsample,
     group_norm,
     image_sides,
+    make_downsample,
+    make_upsample,
     nearest_sizes,
     plain_arguments,
-    upsample,
     xavier,
     zeros,
 )
 
 
-def same_size(x: Tensor) -> Tensor:
-    """Return `x`: the third choice beside `downsample` and `upsample`."""
-    return x
+def unet_preset(name: str) -> dict[str, Any]:
+    """Return a published architecture as keyword arguments of `UNet`.
 
+    `ddpm++` and `ncsn++` are EDM's networks for CIFAR-10 (for its 64x64 data sets `multipliers` is (1, 2, 2, 2)), `adm`
+    is the one for ImageNet at 64x64. EDM trains the first two with `augment_dim=9`.
 
-class ImageAttention(nn.Module):
-    """Residual self-attention over the pixels of a feature map, `(x + attn(norm(x))) / √2`.
+    Source: Elucidating the Design Space of Diffusion-Based Generative Models (arXiv 2206.00364, Table 7).
 
-    Shapes: (B, C, H, W) to (B, C, H, W). The output kernel starts at 0.
-    Source: Score-Based Generative Modeling through SDEs (arXiv 2011.13456), appendix H.
+    Raises:
+        ValueError: For any other name.
     """
-
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        self.norm = group_norm(channels)
-        self.attention = SelfAttention(channels, heads)
-        for linear in (self.attention.q, self.attention.k, self.attention.v):
-            xavier(linear, gain=math.sqrt(0.1))  # 0.2 for one (C, 3C) kernel, as DDPM++ has
-        zeros(self.attention.o)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # One contiguous copy here saves one in each of q, k and v.
-        tokens = self.norm(x).flatten(2).transpose(1, 2).contiguous()  # (B, H·W, C)
-        h = self.attention(tokens).transpose(1, 2).unflatten(2, x.shape[2:])  # (B, C, H, W)
-        return (x + h).mul_(math.sqrt(0.5))  # (B, C, H, W)
-
-
-class ResidualBlock(nn.Module):
-    """DDPM++'s residual block, which can also halve or double the image.
-
-    `h = conv₀(resample(silu(norm₀(x)))) + affine(e)`,
-    `out = (skip(resample(x)) + conv₁(dropout(silu(norm₁(h))))) / √2`, then attention if any.
-    The factor 1/√2 keeps unit variance; conv₁ starts at 0.
-
-    Shapes: x (B, in_channels, H, W) and e (B, embedding_width) to (B, out_channels, H', W').
-    Source: EDM (arXiv 2206.00364), DDPM++ (arXiv 2011.13456, appendix H).
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        embedding_width: int,
-        dropout: float,
-        *,
-        resample: Callable[[Tensor], Tensor] = same_size,
-        attention_heads: int = 0,
-    ) -> None:
-        super().__init__()
-        self.dropout = dropout
-        self.resample = resample
-        self.norm0 = group_norm(in_channels)
-        self.conv0 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.affine = nn.Linear(embedding_width, out_channels)
-        self.norm1 = group_norm(out_channels)
-        self.conv1 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        xavier(self.conv0)
-        xavier(self.affine)
-        zeros(self.conv1)
-        self.skip = None
-        if resample is not same_size or in_channels != out_channels:
-            self.skip = nn.Conv2d(in_channels, out_channels, 1)
-            xavier(self.skip)
-        self.attention = ImageAttention(out_channels, attention_heads) if attention_heads else None
-
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        h = self.conv0(self.resample(F.silu(self.norm0(x))))  # (B, out, H', W')
-        h = h + self.affine(e)[:, :, None, None]  # (B, out, H', W')
-        h = F.dropout(F.silu(self.norm1(h)), self.dropout, self.training)  # (B, out, H', W')
-        h = self.conv1(h)  # (B, out, H', W')
-        if self.resample is upsample and self.skip is not None:
-            # A 1x1 kernel commutes with repeating pixels: a quarter of the work this way round.
-            x = upsample(self.skip(x))  # (B, out, 2H, 2W)
-        elif self.skip is not None:
-            x = self.skip(self.resample(x))  # (B, out, H', W')
-        h = (x + h).mul_(math.sqrt(0.5))  # (B, out, H', W')
-        return h if self.attention is None else self.attention(h)  # (B, out, H', W')
+    ddpmpp = {"width": 128, "multipliers": (2, 2, 2), "blocks": 4, "attention": (16,), "dropout": 0.13}
+    match name:
+        case "ddpm++":
+            return ddpmpp
+        case "ncsn++":
+            return ddpmpp | {"fourier_scale": 16.0, "resample_filter": (1, 3, 3, 1), "residual_encoder": True}
+        case "adm":
+            return {
+                "width": 192,
+                "multipliers": (1, 2, 3, 4),
+                "blocks": 3,
+                "attention": (32, 16, 8),
+                "dropout": 0.1,
+                "adaptive_norm": True,
+                "head_channels": 64,
+                "decoder_attention": "every",
+            }
+        case _:
+            raise ValueError(f"UNet presets are ddpm++, ncsn++ and adm; got {name!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Level:
-    """One resolution of the U-Net: its channels, and its attention heads (0 is no attention)."""
+    """One resolution of the U-Net: its channels, whether its blocks attend, and with how many heads."""
 
     channels: int
+    attends: bool
     heads: int
 
 
 @final
 class UNet(nn.Module):
-    """U-Net in EDM's DDPM++ form: residual blocks at several resolutions, joined by skips.
+    """U-Net in the forms of DDPM++ (the default), NCSN++ and ADM: residual blocks at several resolutions, with skips.
 
     Level i works at `image_size / 2^i` with `width * multipliers[i]` channels. The encoder has
     `blocks` residual blocks a level, the decoder `blocks + 1`, each of which also reads one
     encoder output; two blocks, the first with attention, stand between them. A fresh network
-    returns exactly 0.
+    returns exactly 0. `UNet(**unet_preset("ncsn++"), ...)` gives the published sizes.
 
     Shapes: x (B, C, H, W) float, c_noise (B,), y (B,) int64 in [0, num_classes] or None (which is
-    `num_classes`, "no class"; labels are ignored if num_classes is 0) to (B, C, H, W). A second
-    time `s` (B,) is accepted and ignored, since samplers pass one to every backbone.
+    `num_classes`, "no class"; labels are ignored if num_classes is 0), augment (B, augment_dim) or None (as zeros) to
+    (B, C, H, W). A second time `s` (B,) is accepted and ignored, since samplers pass one to every backbone.
 
     Source: Elucidating the Design Space of Diffusion-Based Generative Models (arXiv 2206.00364,
-    Table 7); Score-Based Generative Modeling through SDEs (arXiv 2011.13456, appendix H).
+    Table 7); Score-Based Generative Modeling through SDEs (arXiv 2011.13456, appendix H); Diffusion Models Beat GANs
+    on Image Synthesis (arXiv 2105.05233).
 
     Args:
         image_size: (H, W), each divisible by `2 ** (len(multipliers) - 1)`.
@@ -141,10 +96,19 @@ class UNet(nn.Module):
         multipliers: Channels of each level, in units of `width`.
         blocks: Residual blocks a level.
         attention: Resolutions (smaller side of the feature map) with attention: in every encoder
-            block and in a level's last decoder block. Ones that do not occur have no effect.
+            block and in decoder blocks. Ones that do not occur have no effect.
         dropout: Probability inside residual blocks, in [0, 1).
         heads: Attention heads; divides the channels wherever attention is.
         embedding_multiplier: Width of the conditioning vector, in units of `width`.
+        fourier_scale: Standard deviation of the frequencies of random Fourier features of c_noise (NCSN++ 16); 0 is
+            the positional embedding.
+        resample_filter: FIR filter for halving and doubling (NCSN++ (1, 3, 3, 1)): an even number of positive
+            weights, symmetric.
+        residual_encoder: Add the image, halved and projected, to the features of every lower level, as NCSN++ does.
+        adaptive_norm: ADM's blocks (scale and shift by the conditioning vector), initialisation and embedding.
+        head_channels: Channels of an attention head (ADM 64), which divide those of every attention; 0 uses `heads`.
+        decoder_attention: Attention in the "last" decoder block of a level (DDPM++, NCSN++) or in "every" (ADM).
+        augment_dim: Width of the augmentation labels that EDM trains with, 0 for none.
 
     Raises:
         ValueError: For sizes that cannot be halved that often (the message names ones that can),
@@ -164,43 +128,66 @@ class UNet(nn.Module):
         dropout: float = 0.13,
         heads: int = 1,
         embedding_multiplier: int = 4,
+        fourier_scale: float = 0.0,
+        resample_filter: Sequence[int] = (1, 1),
+        residual_encoder: bool = False,
+        adaptive_norm: bool = False,
+        head_channels: int = 0,
+        decoder_attention: Literal["last", "every"] = "last",
+        augment_dim: int = 0,
     ) -> None:
         self.arguments = plain_arguments(locals())
         super().__init__()
         check_at_least(1, in_channels=in_channels, blocks=blocks, heads=heads)
         check_at_least(1, embedding_multiplier=embedding_multiplier)
-        check_at_least(0, num_classes=num_classes)
+        check_at_least(0, num_classes=num_classes, head_channels=head_channels, augment_dim=augment_dim)
         check_dropout(dropout)
-        if width < 4 or width % 2:
-            raise ValueError(f"width must be even and at least 4, got {width}")
+        _check_choices(width, fourier_scale, decoder_attention)
         self.image_size = image_sides(image_size)
         self.in_channels = in_channels
         self.gradient_checkpointing = False
         _check_levels(self.image_size, multipliers)
+        count_heads = functools.partial(_heads, heads, head_channels)
+        levels = _levels(self.image_size, width, multipliers, attention, count_heads)
+        conditioning, block = (ADMConditioning, AdaptiveBlock) if adaptive_norm else (UNetConditioning, ResidualBlock)
+        first = levels[0].channels if adaptive_norm else width
         embedding_width = width * embedding_multiplier
-        levels = [
-            Level(channels=width * m, heads=heads if min(self.image_size) >> i in attention else 0)
-            for i, m in enumerate(multipliers)
-        ]
-        make = functools.partial(ResidualBlock, embedding_width=embedding_width, dropout=dropout)
+        make = functools.partial(block, embedding_width=embedding_width, dropout=dropout)
 
-        self.conditioning = UNetConditioning(width, embedding_width, num_classes)
-        self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
-        xavier(self.conv_in)
-        self.encoder, skips = _encoder(make, width, levels, blocks)
-        self.entries, self.decoder = _decoder(make, skips, levels, blocks, heads)
+        self.conditioning = conditioning(
+            width, embedding_width, num_classes, fourier_scale=fourier_scale, augment_dim=augment_dim
+        )
+        self.conv_in = nn.Conv2d(in_channels, first, 3, padding=1)
+        if not adaptive_norm:
+            xavier(self.conv_in)
+        self.encoder, skips = _encoder(make, first, levels, blocks, resample_filter)
+        self.entries, self.decoder = _decoder(make, skips, levels, blocks, resample_filter, decoder_attention)
+        self.projections = nn.ModuleDict()
+        if residual_encoder:
+            self.projections = _projections(in_channels, levels, blocks, resample_filter)
         here = levels[0].channels
-        self.norm_out = group_norm(here)
+        self.norm_out = group_norm(here, eps=1e-5 if adaptive_norm else 1e-6)
         self.conv_out = nn.Conv2d(here, in_channels, 3, padding=1)
         zeros(self.conv_out)
 
-    def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None, s: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        y: Tensor | None = None,
+        s: Tensor | None = None,
+        *,
+        augment: Tensor | None = None,
+    ) -> Tensor:
         check_images(x, self.in_channels, self.image_size)
-        e = self.conditioning(c_noise, y)  # (B, embedding_width)
+        e = self.conditioning(c_noise, y, augment)  # (B, embedding_width)
         h = self.conv_in(x)  # (B, width, H, W)
         skips = [h]
-        for block in self.encoder:
+        carried = x
+        for name, block in self.encoder.named_children():
             h = self._run(block, h, e)  # (B, C_i, H/2^i, W/2^i)
+            if name in self.projections:
+                h = carried = self.projections[name](h, carried)  # (B, C_i, H/2^i, W/2^i)
             skips.append(h)
         for entry, readers in zip(self.entries, self.decoder, strict=True):
             for block in entry.children():
@@ -215,42 +202,101 @@ class UNet(nn.Module):
         return block(h, e)
 
 
+Make = Callable[..., nn.Module]
+
+
 def _encoder(
-    make: Callable[..., ResidualBlock], width: int, levels: Sequence[Level], blocks: int
+    make: Make, first: int, levels: Sequence[Level], blocks: int, resample_filter: Sequence[int]
 ) -> tuple[nn.ModuleList, list[int]]:
     """Blocks from the highest resolution down, and the channels of all outputs the decoder reads."""
     encoder = nn.ModuleList()
-    skips = [width]
+    skips = [first]
+    downsample = make_downsample(resample_filter)
     for depth, level in enumerate(levels):
         if depth:
             encoder.append(make(skips[-1], skips[-1], resample=downsample))
             skips.append(skips[-1])
         for _ in range(blocks):
-            encoder.append(make(skips[-1], level.channels, attention_heads=level.heads))
+            encoder.append(make(skips[-1], level.channels, attention_heads=level.heads if level.attends else 0))
             skips.append(level.channels)
     return encoder, skips
 
 
+def _projections(
+    in_channels: int, levels: Sequence[Level], blocks: int, resample_filter: Sequence[int]
+) -> nn.ModuleDict:
+    """Projections of the image, by the index of the encoder block (one that halves) after which each is added."""
+    projections = nn.ModuleDict()
+    channels = in_channels
+    for depth, above in enumerate(levels[:-1], start=1):
+        projections[str(depth * (blocks + 1) - 1)] = InputProjection(channels, above.channels, resample_filter)
+        channels = above.channels
+    return projections
+
+
 def _decoder(
-    make: Callable[..., ResidualBlock], skips: Sequence[int], levels: Sequence[Level], blocks: int, heads: int
+    make: Make,
+    skips: Sequence[int],
+    levels: Sequence[Level],
+    blocks: int,
+    resample_filter: Sequence[int],
+    attention: Literal["last", "every"],
 ) -> tuple[nn.ModuleList, nn.ModuleList]:
     """For each level, deepest first: the blocks that enter it, and the blocks that read skips."""
     entries, decoder = nn.ModuleList(), nn.ModuleList()
     unread = list(skips)
     here = unread[-1]
+    upsample = make_upsample(resample_filter)
     for level in reversed(levels):
         if len(decoder) == 0:
-            entry = [make(here, here, attention_heads=heads), make(here, here)]  # the two middle blocks
+            entry = [make(here, here, attention_heads=level.heads), make(here, here)]  # the two middle blocks
         else:
             entry = [make(here, here, resample=upsample)]
         entries.append(nn.ModuleList(entry))
         readers = nn.ModuleList()
         for i in range(blocks + 1):
-            attention_heads = level.heads if i == blocks else 0
-            readers.append(make(here + unread.pop(), level.channels, attention_heads=attention_heads))
+            attends = level.attends and (attention == "every" or i == blocks)
+            readers.append(make(here + unread.pop(), level.channels, attention_heads=level.heads if attends else 0))
             here = level.channels
         decoder.append(readers)
     return entries, decoder
+
+
+def _levels(
+    image_size: tuple[int, int],
+    width: int,
+    multipliers: Sequence[int],
+    attention: Sequence[int],
+    heads: Callable[[int], int],
+) -> list[Level]:
+    """Return the levels, highest resolution first; heads are chosen where attention is, and there is in the last."""
+    levels: list[Level] = []
+    for i, multiplier in enumerate(multipliers):
+        attends = min(image_size) >> i in attention
+        needed = attends or i == len(multipliers) - 1
+        channels = width * multiplier
+        levels.append(Level(channels=channels, attends=attends, heads=heads(channels) if needed else 0))
+    return levels
+
+
+def _heads(heads: int, head_channels: int, channels: int) -> int:
+    """Return the number of attention heads for so many channels."""
+    if head_channels == 0:
+        return heads
+    if channels % head_channels:
+        raise ValueError(
+            f"head_channels must divide the channels wherever attention is; got {head_channels} and {channels}"
+        )
+    return channels // head_channels
+
+
+def _check_choices(width: int, fourier_scale: float, decoder_attention: str) -> None:
+    if width < 4 or width % 2:
+        raise ValueError(f"width must be even and at least 4, got {width}")
+    if not 0 <= fourier_scale < math.inf:
+        raise ValueError(f"fourier_scale must be 0 or a positive number, got {fourier_scale}")
+    if decoder_attention not in ("last", "every"):
+        raise ValueError(f'decoder_attention must be "last" or "every", got {decoder_attention!r}')
 
 
 def _check_levels(image_size: tuple[int, int], multipliers: Sequence[int]) -> None:

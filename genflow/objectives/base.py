@@ -17,8 +17,9 @@ class Batch:
     """What a training step sees: images with their labels, and the noise and the luck that go with each.
 
     ``x`` and ``noise`` (B, C, H, W) float32; ``y`` (B,) int64 or None; ``index`` (B,) int64, which images these are;
-    ``u`` (B,) in (0, 1), the rank of each image's time within the law of times. Keeping ``u`` here rather than inside
-    the objective lets the log sort losses by decile of time whatever the objective makes of it.
+    ``u`` (B,) in (0, 1), the rank of each image's time within the law of times; ``augment`` (B, K) float32, labels that
+    tell how images were augmented, or None. Keeping ``u`` here rather than inside the objective lets the log sort
+    losses by decile of time whatever the objective makes of it.
     """
 
     x: Tensor
@@ -26,13 +27,14 @@ class Batch:
     noise: Tensor
     index: Tensor
     u: Tensor
+    augment: Tensor | None = None
 
     @staticmethod
-    def draw(x: Tensor, y: Tensor | None, index: Tensor) -> Batch:
+    def draw(x: Tensor, y: Tensor | None, index: Tensor, augment: Tensor | None = None) -> Batch:
         """Join images with noise and ranks of their own, from torch's global generator."""
         u = torch.rand(x.shape[0], device=x.device, dtype=time_dtype(x.device))
         rim = max(1e-9, torch.finfo(u.dtype).eps)  # quantiles at exactly 0 or 1 are infinite
-        return Batch(x=x, y=y, noise=torch.randn_like(x), index=index, u=u.clamp(rim, 1 - rim))
+        return Batch(x=x, y=y, noise=torch.randn_like(x), index=index, u=u.clamp(rim, 1 - rim), augment=augment)
 
 
 class Objective(nn.Module, abc.ABC):

@@ -43,7 +43,7 @@ class Regression(Objective):
         t = self.times.quantile(batch.u)
         y = drop_labels(batch.y, self.label_dropout, self.denoiser.num_classes)
         x_t = schedule.interpolate(batch.x, batch.noise, t)
-        raw = self.denoiser(x_t, t, y)
+        raw = self.denoiser(x_t, t, y, augment=batch.augment)
         residual = raw - row.target(schedule, batch.x, batch.noise, t)
         return self.metric(residual, row.clean(schedule, raw, x_t, t), batch.x, t)
 

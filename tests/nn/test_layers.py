@@ -1,14 +1,24 @@
 """Embeddings, attention, resampling and the residual block, each against an independent oracle."""
 
+import copy
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from genflow.nn import ResidualBlock, SelfAttention, ddpm_embedding, dit_embedding, grid_embedding
-from genflow.nn.layers import downsample, group_norm, nearest_sizes, upsample
-from genflow.nn.unet import ImageAttention, same_size
+from genflow.nn import AdaptiveBlock, ResidualBlock, SelfAttention, ddpm_embedding, dit_embedding, grid_embedding
+from genflow.nn.blocks import ImageAttention, InputProjection
+from genflow.nn.embeddings import FourierFeatures
+from genflow.nn.layers import (
+    downsample,
+    group_norm,
+    make_downsample,
+    make_upsample,
+    nearest_sizes,
+    same_size,
+    upsample,
+)
 
 torch.set_num_threads(1)
 
@@ -40,6 +50,52 @@ def test_time_embedding_is_float32_and_tells_close_times_apart(embedding):
     assert e.dtype == torch.float32
     assert torch.equal(e, embedding(c, 128))
     assert (e[0] - e[1]).abs().max() > 5e-5
+
+
+@pytest.mark.parametrize("scale", [16.0, 0.02])
+def test_fourier_features_equal_the_formula(scale):
+    features = FourierFeatures(64, scale)
+    c = torch.linspace(-1.6, 2.9, 7)
+    angles = 2 * math.pi * torch.outer(c.double(), features.frequencies.double())
+    expected = torch.cat([angles.sin(), angles.cos()], dim=1)
+    # float32 angles of up to 2π · 3 · 3 scale are rounded to 6e-8 of themselves
+    torch.testing.assert_close(features(c).double(), expected, rtol=0, atol=1e-6 + 5e-6 * scale)
+    assert features.frequencies.std() == pytest.approx(scale, rel=0.4)
+
+
+def test_fourier_features_are_as_sensitive_as_their_scale():
+    """`|de/dc|² = Σ (2π W)²`, which is (2π scale)² for each frequency on average."""
+    for scale in (16.0, 0.02):
+        features = FourierFeatures(256, scale)
+        c = torch.tensor([0.3, 0.3 + 1e-3 / scale])
+        e = features(c)
+        speed = (e[1] - e[0]).norm() / (c[1] - c[0]) / math.sqrt(128)
+        assert speed == pytest.approx(2 * math.pi * scale, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    "cast",
+    [
+        lambda m: m.to(torch.bfloat16),
+        lambda m: m.half(),
+        lambda m: m.double(),
+        lambda m: torch.nn.Sequential(m).to(torch.bfloat16)[0],
+        lambda m: copy.deepcopy(m).bfloat16(),
+    ],
+)
+def test_fourier_frequencies_are_never_rounded(cast):
+    features = FourierFeatures(64, 16.0)
+    before = features.frequencies.clone()
+    after = cast(features).state_dict()["frequencies"]
+    assert after.dtype == torch.float32
+    assert torch.equal(after, before)
+
+
+def test_fourier_frequencies_move_between_devices():
+    features = FourierFeatures(64, 16.0).to("meta")
+    assert (features.frequencies.device.type, features.frequencies.dtype) == ("meta", torch.float32)
+    features = features.to_empty(device="cpu")
+    assert (features.frequencies.device.type, features.frequencies.dtype) == ("cpu", torch.float32)
 
 
 @pytest.mark.reference
@@ -108,6 +164,60 @@ def test_resampling_is_the_box_filter():
     torch.testing.assert_close(downsample(upsample(x)), x)
 
 
+FILTERS = [(1, 3, 3, 1), (1, 5, 10, 10, 5, 1), (2, 1, 1, 2)]
+
+
+@pytest.mark.parametrize("weights", FILTERS)
+def test_fir_downsampling_is_a_matrix_on_each_axis(weights):
+    """`D[i, 2i + k - p] = f_k / sum f`, nothing beyond the border; halving is D x Dᵀ, doubling (2Dᵀ) x (2D)."""
+
+    def matrix(side):
+        d = torch.zeros(side // 2, side)
+        for i in range(side // 2):
+            for k, weight in enumerate(weights):
+                j = 2 * i + k - (len(weights) // 2 - 1)
+                if 0 <= j < side:
+                    d[i, j] = weight / sum(weights)
+        return d
+
+    rows, columns = matrix(12), matrix(8)
+    large, small = torch.randn(2, 3, 12, 8), torch.randn(2, 3, 6, 4)
+    torch.testing.assert_close(make_downsample(weights)(large), rows @ large @ columns.T)
+    torch.testing.assert_close(make_upsample(weights)(small), 4 * rows.T @ small @ columns)
+
+
+@pytest.mark.parametrize("weights", [(1, 1), *FILTERS])
+def test_doubling_is_four_times_the_transpose_of_halving(weights):
+    large, small = torch.randn(2, 3, 12, 8), torch.randn(2, 3, 6, 4)
+    one = (make_downsample(weights)(large) * small).sum()
+    torch.testing.assert_close((large * make_upsample(weights)(small)).sum(), 4 * one)
+
+
+@pytest.mark.parametrize("weights", FILTERS[:2])
+def test_fir_filters_keep_constants_away_from_the_border_and_their_kernels_are_not_saved(weights):
+    halve, double = make_downsample(weights), make_upsample(weights)
+    border = len(weights)
+    for out in (halve(torch.ones(1, 2, 32, 32)), double(torch.ones(1, 2, 32, 32))):
+        inside = out[..., border:-border, border:-border]
+        torch.testing.assert_close(inside, torch.ones_like(inside))
+    assert not halve.state_dict()
+    assert not double.state_dict()
+    assert halve(torch.randn(1, 2, 4, 4).bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("weights", [(1, 1), (3, 3)])
+def test_two_equal_weights_take_the_short_path(weights):
+    assert make_downsample(weights) is downsample
+    assert make_upsample(weights) is upsample
+
+
+@pytest.mark.parametrize("weights", [(), (1,), (1, 2, 1), (1, 2), (1, 3, 2, 1), (1, 0, 0, 1), (-1, 3, 3, -1)])
+@pytest.mark.parametrize("make", [make_downsample, make_upsample])
+def test_filters_that_move_the_image_are_refused(make, weights):
+    with pytest.raises(ValueError, match=r"even number of positive weights .* got \("):
+        make(weights)
+
+
 def test_group_norm_follows_ddpmpp_and_allows_every_width():
     assert [group_norm(c).num_groups for c in (32, 64, 96, 128, 256, 512)] == [8, 16, 24, 32, 32, 32]
     assert [group_norm(c).num_groups for c in (2, 10, 144)] == [1, 2, 24]
@@ -119,6 +229,58 @@ def test_fresh_resampling_block_is_its_scaled_skip(resample):
     x = torch.randn(2, 8, 4, 6)
     expected = block.skip(resample(x)) / math.sqrt(2)
     torch.testing.assert_close(block(x, torch.randn(2, 16)), expected)
+
+
+@pytest.mark.parametrize("resample", [same_size, downsample, upsample, make_downsample((1, 3, 3, 1))])
+def test_fresh_adaptive_block_is_its_resampled_input(resample):
+    block = AdaptiveBlock(8, 8, 16, 0.0, resample=resample, attention_heads=2)
+    x = torch.randn(2, 8, 4, 6)
+    assert block.skip is None
+    assert torch.equal(block(x, torch.randn(2, 16)), resample(x))
+
+
+def test_adaptive_block_equals_the_formula():
+    block = AdaptiveBlock(8, 12, 16, 0.0)
+    torch.nn.init.normal_(block.conv1.weight, std=0.1)
+    x, e = torch.randn(2, 8, 4, 6), torch.randn(2, 16)
+
+    def norm(x, groups):  # gains 1, biases 0
+        y = x.unflatten(1, (groups, -1)).flatten(2)
+        y = (y - y.mean(2, keepdim=True)) / (y.var(2, keepdim=True, unbiased=False) + 1e-5).sqrt()
+        return y.reshape(x.shape)
+
+    def silu(x):
+        return x / (1 + torch.exp(-x))
+
+    affine = e @ block.affine.weight.T + block.affine.bias
+    scale, shift = affine[:, :12, None, None], affine[:, 12:, None, None]
+    h = norm(block.conv0(silu(norm(x, 2))), 3)
+    torch.testing.assert_close(block(x, e), block.skip(x) + block.conv1(silu(h * (1 + scale) + shift)))
+
+
+def test_adaptive_kernels_start_uniform_within_one_over_root_fan_in():
+    block = AdaptiveBlock(32, 64, 48, 0.0, attention_heads=1)
+    kernels = {block.conv0: 9 * 32, block.affine: 48, block.skip: 32}
+    kernels |= dict.fromkeys((block.attention.attention.q, block.attention.attention.v), 64)
+    for module, fan_in in kernels.items():
+        for tensor in (module.weight, module.bias):
+            assert tensor.abs().max() <= fan_in**-0.5
+            assert tensor.std().item() == pytest.approx((3 * fan_in) ** -0.5, rel=0.25)
+    assert not block.conv1.weight.any()
+    assert not block.attention.attention.o.weight.any()
+
+
+@pytest.mark.parametrize("weights", [(1, 1), (1, 3, 3, 1)])
+def test_input_projection_convolves_with_both_kernels_at_once(weights):
+    """Convolving, then filtering every second pixel, is one convolution with the two kernels' product."""
+    project = InputProjection(3, 8, weights)
+    torch.nn.init.normal_(project.conv.bias)
+    h, carried = torch.randn(2, 8, 4, 6), torch.randn(2, 3, 8, 12)
+    f = torch.tensor(weights).float() / sum(weights)
+    kernel = F.conv_transpose2d(project.conv.weight.flatten(0, 1)[:, None], torch.outer(f, f)[None, None])
+    kernel = kernel.unflatten(0, (8, 3))[:, :, 0]
+    added = F.conv2d(carried, kernel, project.conv.bias, stride=2, padding=len(weights) // 2)
+    torch.testing.assert_close(project(h, carried), (h + added) / math.sqrt(2), rtol=1e-4, atol=1e-5)
 
 
 def test_residual_block_keeps_unit_variance():

@@ -52,6 +52,36 @@ def test_one_loss_per_image() -> None:
     torch.testing.assert_close(objective(first, 0)[0], losses[0])
 
 
+class ToldNetwork(CountingNetwork):
+    """Adds to its output the mean of the augmentation labels."""
+
+    def forward(self, x, c_noise, y=None, s=None, *, augment=None):
+        out = super().forward(x, c_noise, y, s)
+        return out if augment is None else out + augment.mean(dim=1).view(-1, 1, 1, 1)
+
+
+def test_the_network_is_told_of_augmentation() -> None:
+    """A network that adds a number to its output has the loss of one whose target is smaller by that number."""
+    denoiser = Denoiser(ToldNetwork(), VE(), Karras(), image_shape=(1, 4, 4), num_classes=10)
+    objective = Regression(denoiser, LogNormal(), label_dropout=0.0)
+    plain = draw_batch()
+    augment = torch.randn(64, 9)
+    torch.manual_seed(0)
+    batch = Batch.draw(plain.x, plain.y, plain.index, augment)
+    assert batch.augment is augment
+    torch.manual_seed(0)
+    plain = Batch.draw(plain.x, plain.y, plain.index)
+    assert plain.augment is None
+    assert torch.equal(batch.noise, plain.noise)
+    assert torch.equal(batch.u, plain.u)
+    t = objective.times.quantile(batch.u)
+    raw = denoiser(denoiser.schedule.interpolate(batch.x, batch.noise, t), t, batch.y)
+    target = denoiser.parameterization.target(denoiser.schedule, batch.x, batch.noise, t)
+    expected = (raw + augment.mean(dim=1).view(-1, 1, 1, 1) - target).square().flatten(1).mean(1)
+    torch.testing.assert_close(objective(batch, 0), expected)
+    assert not torch.allclose(objective(plain, 0), expected)
+
+
 @pytest.mark.parametrize(
     ("schedule", "row", "law", "by_hand"),
     [
