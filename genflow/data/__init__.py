@@ -1,5 +1,6 @@
-"""Images to train on: embedded sets, procedural shapes, image folders and ``.npz`` files."""
+"""Images to train on: embedded sets, procedural shapes, folders, zip and ``.npz`` files, data sets of the hub."""
 
+from genflow.data.decoding import Decoding
 from genflow.data.images import (
     EMBEDDED,
     ImageData,
@@ -8,4 +9,4 @@ from genflow.data.images import (
     load_images,
 )
 
-__all__ = ["EMBEDDED", "ImageData", "Split", "cache_folder", "load_images"]
+__all__ = ["EMBEDDED", "Decoding", "ImageData", "Split", "cache_folder", "load_images"]

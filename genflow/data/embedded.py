@@ -8,7 +8,6 @@ to train on and one third held out: the indices lie in ``assets/splits``.
 import contextlib
 import hashlib
 import json
-import secrets
 import zipfile
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from genflow.assets import asset
 from genflow.data.images import ImageData, Split, cache_folder
+from genflow.files import atomic_file
 
 _DIGIT_NAMES = tuple(str(digit) for digit in range(10))
 
@@ -122,14 +122,6 @@ def _read(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]] | N
 
 
 def _keep(path: Path, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> None:
-    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(8)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, images=images, labels=labels)
-        temporary.replace(path)
-    except OSError:
-        return  # a read-only home costs two seconds a start, nothing else
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    # a read-only home costs two seconds a start, nothing else
+    with contextlib.suppress(OSError), atomic_file(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, images=images, labels=labels)

@@ -1,14 +1,21 @@
 """Images in memory: one record for every source."""
 
+from __future__ import annotations
+
 import dataclasses
 import difflib
+import functools
+import hashlib
+import json
 import os
-import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from genflow.data.decoding import AS_STORED, Decoding
 
 Split = Literal["train", "test", "all"]
 EMBEDDED = ("digits", "mnist5k", "shapes")
@@ -26,6 +33,8 @@ class ImageData:
         labels: class of each image, 0 <= label < num_classes; None when unlabelled.
         class_names: one name a class; empty when unlabelled.
         name: what to call this set in reports, for instance ``digits-train``.
+        content: what names the content of ``images``, in hexadecimal, where it is known already (the key of a cache);
+            "" has their bytes read when it is asked for. It goes with the images: give others, leave it out.
 
     Raises:
         ValueError: a dtype, shape or label is not as above.
@@ -35,6 +44,19 @@ class ImageData:
     labels: npt.NDArray[np.int64] | None
     class_names: tuple[str, ...]
     name: str
+    content: str = ""
+
+    @classmethod
+    def labelled(
+        cls,
+        images: npt.NDArray[np.uint8],
+        labels: Sequence[int] | npt.NDArray[np.int64] | None,
+        class_names: tuple[str, ...],
+        name: str,
+        content: str,
+    ) -> ImageData:
+        """Make a record of labels in any sequence."""
+        return cls(images, None if labels is None else np.asarray(labels, np.int64), class_names, name, content)
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
@@ -70,7 +92,21 @@ class ImageData:
         """Number of classes; 0 when unlabelled."""
         return len(self.class_names)
 
-    def subset(self, indices: npt.ArrayLike) -> "ImageData":
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """What names this set's images (in their order), labels and class names, in hexadecimal, wherever they lie.
+
+        Equal for equal sets from sources of one kind; a set read through the cache differs from its copy in memory.
+        """
+        state = hashlib.blake2b(digest_size=16)
+        state.update(json.dumps([self.content, self.images.shape, self.class_names]).encode())
+        if not self.content:
+            state.update(np.ascontiguousarray(self.images).data)
+        if self.labels is not None:
+            state.update(np.ascontiguousarray(self.labels, "<i8").data)
+        return state.hexdigest()
+
+    def subset(self, indices: npt.ArrayLike) -> ImageData:
         """The images at the given places, in that order, copied into memory.
 
         Args:
@@ -80,7 +116,7 @@ class ImageData:
         if chosen.size == 0:
             chosen = chosen.astype(np.int64)
         labels = None if self.labels is None else self.labels[chosen]
-        return dataclasses.replace(self, images=np.asarray(self.images[chosen]), labels=labels)
+        return dataclasses.replace(self, images=np.asarray(self.images[chosen]), labels=labels, content="")
 
 
 def cache_folder(cache: Path | None = None) -> Path:
@@ -95,91 +131,82 @@ def load_images(
     source: str | Path,
     split: Split = "train",
     *,
-    size: int | None = None,
+    decoding: Decoding = AS_STORED,
+    labels: str | Path = "",
     cache: Path | None = None,
 ) -> ImageData:
-    """Load images by embedded name, from an image folder or from a ``.npz`` file.
+    """Load images by embedded name, from a folder, a zip or ``.npz`` file, or from a data set of the hub.
 
     Args:
-        source: ``digits``, ``mnist5k`` or ``shapes``; a folder (one sub-folder a class, or images
-            directly inside); or a ``.npz`` file with ``images`` (N, H, W, C) or (N, C, H, W) uint8
-            and optionally ``labels`` (N,). A folder named like an embedded set: ``./digits``.
-        split: train or held-out (``test``) part of embedded data. Folders and files are one set:
-            ``train`` and ``all`` both give the whole, ``test`` is refused.
-        size: height and width in pixels; a folder's images are centre-cropped and resized to it.
+        source: ``digits``, ``mnist5k`` or ``shapes``; a folder or ``.zip`` of images (one sub-folder a class, or
+            labelled by a file, or unlabelled); a ``.npz`` file with ``images`` (N, H, W, C) or (N, C, H, W) uint8
+            and optionally ``labels`` (N,); ``hf:NAME`` or ``hf:PATH`` (see ``hub``). A folder named like an
+            embedded set: ``./digits``.
+        split: train or held-out (``test``) part of embedded data and of data sets that have one. Folders and files
+            are one set: ``train`` and ``all`` both give the whole, ``test`` is refused.
+        decoding: how image files become pixels. What is stored as pixels (embedded sets, ``.npz``) is not converted,
+            and refused if it is not as asked for.
+        labels: file that labels a folder's or zip's images (EDM's dataset.json, or a CSV of file,label).
         cache: where decoded images are kept (default ``cache_folder()``).
 
     Raises:
-        ValueError: the source, split or size does not exist or fit.
-        RuntimeError: a package of the extra ``demo`` is missing.
+        ValueError: the source, split, labels or images do not exist or fit.
+        RuntimeError: a package of the extra ``demo`` or ``data`` is missing, the hub does not give the data set, or
+            decoded images cannot be kept.
     """
     # These modules build ImageData, so they import this one; hence not at the top.
-    from genflow.data import embedded, folder, shapes
+    from genflow.data import embedded, folder, hub, npz, shapes, zip
 
     if split not in ("train", "test", "all"):
         raise ValueError(f"split {split!r} is not one of 'train', 'test', 'all'")
+    path = Path(source).expanduser()
+    is_zip = path.suffix.lower() == ".zip" and path.is_file()
+    if labels and (source in EMBEDDED or not (path.is_dir() or is_zip)):
+        raise ValueError(f"a file of labels goes with a folder or zip of images, and {str(source)!r} is none")
     match source:
         case "digits":
-            return _of_size(embedded.digits(split), size)
+            return _stored(embedded.digits(split), decoding)
         case "mnist5k":
-            return _of_size(embedded.mnist5k(split, cache=cache), size)
+            return _stored(embedded.mnist5k(split, cache=cache), decoding)
         case "shapes":
-            return _of_size(shapes.shapes_split(split), size)
-    path = Path(source).expanduser()
-    if not path.is_dir() and not (path.is_file() and path.suffix == ".npz"):
+            return _stored(shapes.shapes_split(split), decoding)
+        case str() if source.startswith(hub.PREFIX):
+            return hub.hub_images(source, split, decoding=decoding, cache=cache)
+    if not path.is_dir() and not (path.is_file() and path.suffix.lower() in (".npz", ".zip")):
         raise ValueError(_unknown_source(source, path))
     if split == "test":
         raise ValueError(
             f"{path} has no held-out split: keep test images in a folder or file of their own and give its path"
         )
     if path.is_dir():
-        return folder.image_folder(path, size=size, cache=cache)
-    return _of_size(_npz(path), size)
+        return folder.image_folder(path, decoding=decoding, labels=labels, cache=cache)
+    if is_zip:
+        return zip.image_zip(path, decoding=decoding, labels=labels, cache=cache)
+    return _stored(npz.image_npz(path), decoding)
 
 
 def _unknown_source(source: str | Path, path: Path) -> str:
     if path.is_file():
-        return f"{path} is a file, but not a .npz file: give a .npz file or a folder of images"
+        return f"{path} is a file, but neither .zip nor .npz: give one of these, or a folder of images"
     near = difflib.get_close_matches(str(source), EMBEDDED, n=1)
     hint = f", did you mean {near[0]!r}?" if near else ""
     return (
-        f"no images called {str(source)!r}{hint} (embedded: {', '.join(EMBEDDED)}; or give an "
-        "existing folder of images, or a .npz file)"
+        f"no images called {str(source)!r}{hint} (embedded: {', '.join(EMBEDDED)}; or give an existing folder or .zip"
+        " of images, a .npz file, or hf:NAME)"
     )
 
 
-def _of_size(data: ImageData, size: int | None) -> ImageData:
-    _, height, width = data.image_shape
-    if size is not None and (height, width) != (size, size):
+def _stored(data: ImageData, decoding: Decoding) -> ImageData:
+    """Refuse pixels that are not as asked for."""
+    channels, height, width = data.image_shape
+    if decoding.size is not None and (height, width) != (decoding.size, decoding.size):
         raise ValueError(
-            f"{data.name} holds {height}x{width} images and is not resized: leave out size={size}, "
+            f"{data.name} holds {height}x{width} images and is not resized: leave out size={decoding.size}, "
             "or export the images to a folder (folders are resized)"
         )
-    return data
-
-
-def _npz(path: Path) -> ImageData:
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            if "images" not in file.files:
-                raise ValueError(f"it holds {file.files}, but no array named 'images'")
-            images = file["images"]
-            labels = file["labels"] if "labels" in file.files else None
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"cannot read images from {path}: {error}") from error
-    if images.dtype != np.uint8 or images.ndim != 4:
+    if decoding.channels not in (0, channels):
         raise ValueError(
-            f"{path}: 'images' must be uint8 (N, H, W, C) or (N, C, H, W), got {images.dtype} {images.shape}"
+            f"{data.name} holds images of {channels} channel{'s' * (channels > 1)} and is not converted: "
+            f"leave out channels={decoding.channels}, or export the images to a folder (folders are converted)"
         )
-    first, last = images.shape[1] in (1, 3), images.shape[3] in (1, 3)
-    if first == last:
-        raise ValueError(f"{path}: 'images' {images.shape} must have 1 or 3 channels either second or last")
-    if last:
-        images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    if labels is None:
-        return ImageData(images, None, (), path.stem)
-    if labels.dtype.kind not in "iu" or labels.ndim != 1:
-        raise ValueError(f"{path}: 'labels' must be integers (N,), got {labels.dtype}")
-    classes = int(labels.max()) + 1 if len(labels) else 0
-    names = tuple(str(label) for label in range(classes))
-    return ImageData(images, labels.astype(np.int64), names, path.stem)
+    return data

@@ -1,8 +1,10 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from genflow.data import ImageData, load_images
+from genflow.data import Decoding, ImageData, load_images
 from genflow.pixels import quantize, to_unit
 
 
@@ -66,6 +68,26 @@ def test_record_refuses_what_does_not_fit(images, labels, names, message):
         ImageData(images, labels, names, "bad")
 
 
+def test_fingerprints_tell_sets_apart():
+    data = make()
+    assert data.fingerprint == make().fingerprint
+    changed = data.images.copy()
+    changed[-1, -1, -1, -1] ^= 1
+    others = [
+        dataclasses.replace(data, images=changed),
+        dataclasses.replace(data, images=data.images.reshape(4, 3, 4, 1)),
+        dataclasses.replace(data, labels=1 - data.labels),
+        dataclasses.replace(data, labels=None, class_names=()),
+        dataclasses.replace(data, class_names=("a", "c")),
+        data.subset([1, 0, 2, 3]),
+        data.subset([0, 1, 2]),
+    ]
+    assert len({data.fingerprint, *(other.fingerprint for other in others)}) == 8
+    assert (
+        data.subset([0, 1, 2, 3]).fingerprint == dataclasses.replace(data, name="other").fingerprint == data.fingerprint
+    )
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_npz_of_either_layout(tmp_path, channels):
     images = np.random.default_rng(0).integers(0, 256, (5, channels, 4, 6), dtype=np.uint8)
@@ -102,11 +124,13 @@ def test_unknown_sources_say_what_would_do(tmp_path):
     with pytest.raises(ValueError, match=r"mnist5.*did you mean 'mnist5k'.*folder.*npz"):
         load_images("mnist5")
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(ValueError, match=r"not a \.npz file"):
+    with pytest.raises(ValueError, match=r"neither \.zip nor \.npz"):
         load_images(tmp_path / "notes.txt")
     with pytest.raises(ValueError, match="no held-out split"):
         load_images(tmp_path, "test")
     with pytest.raises(ValueError, match="'valid' is not one of"):
         load_images("digits", "valid")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="32x32 images and is not resized"):
-        load_images("shapes", size=16)
+        load_images("shapes", decoding=Decoding(size=16))
+    with pytest.raises(ValueError, match="images of 3 channels and is not converted: leave out channels=1"):
+        load_images("shapes", decoding=Decoding(channels=1))

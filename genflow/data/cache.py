@@ -1,0 +1,80 @@
+"""A cache of decoded images that any number of processes may use at once, and that may be killed or damaged.
+
+    CACHE/images/KEY/lock       held while the images of KEY are built
+    CACHE/images/KEY/decoded/   images.npy (N, C, H, W) uint8 and meta.json: whole or absent, since it is renamed
+
+The operating system lets go of a lock when its holder dies. What a dead builder leaves is removed by the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock, Timeout
+
+from genflow.files import PARTIAL, atomic_folder, remove_partials
+
+IMAGES = "images.npy"
+_META = "meta.json"
+
+
+def keep(folder: Path, build: Callable[[Path], None]) -> npt.NDArray[np.uint8]:
+    """Return the images kept in ``folder`` as a read-only memory map; build them first if they are absent or damaged.
+
+    Of several processes one builds, the others wait for it. Damage is told by the header and the length of the file,
+    not by reading all of it.
+
+    Args:
+        folder: the folder of one key.
+        build: writes ``IMAGES`` into the folder that it is given, and calls ``write_meta``.
+
+    Raises ``OSError`` if the folder cannot be written, and whatever ``build`` raises; nothing partial stays.
+    """
+    place = folder / "decoded"
+    images = _whole(place)
+    if images is not None:
+        return images
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        images = _whole(place)
+        if images is not None:  # built by another process while this one waited
+            return images
+        _remove_leftovers(folder)
+        with atomic_folder(place) as partial:
+            build(partial)
+        images = _whole(place)
+    if images is None:
+        raise OSError(f"what was written to {place} reads differently")
+    return images
+
+
+def write_meta(folder: Path, shape: tuple[int, ...]) -> None:
+    """Write down what the images of a folder must be found to be."""
+    meta = {"shape": shape, "bytes": (folder / IMAGES).stat().st_size}
+    (folder / _META).write_text(json.dumps(meta) + "\n", encoding="utf-8")
+
+
+def _whole(place: Path) -> npt.NDArray[np.uint8] | None:
+    try:
+        meta = json.loads((place / _META).read_text(encoding="utf-8"))
+        images = np.load(place / IMAGES, mmap_mode="r", allow_pickle=False)
+        sound = images.dtype == np.uint8 and [list(images.shape), (place / IMAGES).stat().st_size] == [
+            meta["shape"],
+            meta["bytes"],
+        ]
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None
+    return images if sound else None
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the partial folders of dead builders: of this key, whose lock is held, and of others not being built."""
+    remove_partials(folder)
+    for other in {leftover.parent for leftover in folder.parent.glob(f"*/{PARTIAL}*")} - {folder}:
+        with contextlib.suppress(Timeout, OSError), FileLock(other / "lock", timeout=0):
+            remove_partials(other)

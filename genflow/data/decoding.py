@@ -1,0 +1,205 @@
+"""From the bytes of an image file to pixels: one image, one kind of result, or a refusal that says what would do."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageColor, ImageFile
+
+DECODER = 1  # part of every cache's name: raise it when the same bytes and options give other pixels
+
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+_GREY = ("1", "L", "LA")
+_ALPHA = ("LA", "PA", "RGBA")
+_MODES = {0: None, 1: "L", 3: "RGB"}
+_OTHER_COLOURS = ("CMYK", "YCbCr", "HSV")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How encoded images become pixels (C, H, W) uint8.
+
+    In this order: 16-bit values v become round(255 v / 65535); a transparent image of colour c and opacity a lies on
+    the background b as round((a c + (255 - a) b) / 255); colours are converted; the central square is cut out and
+    resized (bicubic, with antialiasing).
+
+    Args:
+        size: height and width in pixels; None takes images as they are.
+        channels: 1 converts all to grey (ITU-R 601 luma), 3 to RGB; 0 leaves grey grey, makes RGB of palettes,
+            and refuses other colours, such as CMYK.
+        background: a colour by name or as #rrggbb; "" refuses transparency.
+        scale_16_bit: scale 16-bit images to 8 bits; otherwise they are refused.
+
+    Raises:
+        ValueError: a size, number of channels or colour that does not exist.
+    """
+
+    size: int | None = None
+    channels: Literal[0, 1, 3] = 0
+    background: str = ""
+    scale_16_bit: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"size={self.size} must be a positive number of pixels")
+        if self.channels not in (0, 1, 3):
+            raise ValueError(f"channels={self.channels} must be 1 (grey), 3 (RGB) or 0 (as they are)")
+        if self.background:
+            self.backdrop()
+
+    def backdrop(self) -> tuple[int, int, int]:
+        """Return the background's red, green and blue, 0..255."""
+        try:
+            colour = ImageColor.getrgb(self.background)
+        except ValueError:
+            colour = ()
+        if len(colour) != 3 or max(colour) > 255:
+            raise ValueError(
+                f"background {self.background!r} is not a colour: give a name such as white, or #rrggbb such as #8080ff"
+            )
+        return colour[0], colour[1], colour[2]
+
+
+AS_STORED = Decoding()  # no option set
+
+
+class Broken(ValueError):
+    """An image that cannot be decoded."""
+
+
+class Refused(ValueError):
+    """An image that is sound, but of a kind that is not taken."""
+
+
+def decode(encoded: bytes, name: str, decoding: Decoding) -> npt.NDArray[np.uint8]:
+    """Return the pixels (C, H, W) of one image file, C-contiguous.
+
+    Rotation stored in EXIF is ignored; of an animation the first picture is taken.
+
+    Raises:
+        Broken: the file is damaged, cut short or not an image.
+        Refused: the kind of image needs an option that is not set; the message names it.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            flat = _flatten(image, encoded, name, decoding)
+    except (Refused, MemoryError):
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise Broken(f"{name} (not an image)") from error
+    except _BROKEN as error:
+        raise Broken(f"{name} ({error})") from error
+    if decoding.size is not None and flat.size != (decoding.size, decoding.size):
+        side = min(flat.size)
+        left, top = (flat.width - side) // 2, (flat.height - side) // 2
+        square = flat.crop((left, top, left + side, top + side))
+        flat = square.resize((decoding.size, decoding.size), Image.Resampling.BICUBIC)
+    pixels = np.asarray(flat)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _flatten(image: Image.Image, encoded: bytes, name: str, decoding: Decoding) -> Image.Image:
+    """Return the image in mode L or RGB, which has been decoded in full."""
+    stored = _stored_as(image)
+    deep = image.mode.startswith("I;16") or stored.endswith((";16B", ";16L", ";16N"))
+    transparent = image.mode in _ALPHA or "transparency" in image.info
+    if deep or transparent or image.mode not in ("L", "RGB"):
+        image = _plain(image, encoded, name, decoding, deep=deep, transparent=transparent)
+    image.load()
+    mode = _MODES[decoding.channels]
+    return image if mode in (None, image.mode) else image.convert(mode)
+
+
+def _plain(
+    image: Image.Image, encoded: bytes, name: str, decoding: Decoding, *, deep: bool, transparent: bool
+) -> Image.Image:
+    """Return an image of a kind that is not plain grey or RGB in mode L or RGB, or refuse it."""
+    wanting = [
+        *([("transparency", "--data.background white")] * (transparent and not decoding.background)),
+        *([("16 bits a channel", "--data.scale-16-bit")] * (deep and not decoding.scale_16_bit)),
+        *([(f"{image.mode} colours", "--data.channels 3")] * (image.mode in _OTHER_COLOURS and not decoding.channels)),
+    ]
+    if wanting:
+        kinds, options = zip(*wanting, strict=True)
+        raise Refused(f"{name} has {' and '.join(kinds)}: {' '.join(options)} converts all such images")
+    grey = image.mode in _GREY or image.mode.startswith("I;16") or _stored_as(image) == "LA;16B"
+    if deep:
+        image = _eight_bits(image, encoded, name)
+    elif transparent and image.mode == "L":
+        _scale_colour_key(image)
+    if transparent:
+        image = _lay_on(image, decoding.backdrop(), grey)
+    if image.mode in (*_OTHER_COLOURS, "P"):
+        image = image.convert("RGB")
+    elif image.mode == "1":
+        image = image.convert("L")
+    if image.mode not in ("L", "RGB"):
+        raise Refused(
+            f"{name} has mode {image.mode}, which has no exact 8-bit equivalent: convert it to 8-bit grey or RGB first"
+        )
+    return image
+
+
+def _lay_on(image: Image.Image, backdrop: tuple[int, int, int], grey: bool) -> Image.Image:
+    """Return an image without transparency: RGB, or L where both the image and what it lies on are grey."""
+    pixels = np.asarray(image.convert("RGBA")).astype(np.uint32)
+    colour, opacity = pixels[..., :3], pixels[..., 3:]
+    # a sum divided by 255 is never halfway between two integers, so that this rounding is exact
+    laid = (opacity * colour + (255 - opacity) * np.array(backdrop, np.uint32) + 127) // 255
+    if grey and len(set(backdrop)) == 1:
+        laid = laid[..., 0]
+    return Image.fromarray(laid.astype(np.uint8))
+
+
+def _scale_colour_key(image: Image.Image) -> None:
+    """Bring the transparent value of a PNG of 2 or 4 bits to the scale of its decoded pixels."""
+    factor = {"L;2": 85, "L;4": 17}.get(_stored_as(image))
+    if factor is not None:
+        image.info["transparency"] *= factor
+
+
+def _eight_bits(image: Image.Image, encoded: bytes, name: str) -> Image.Image:
+    """Return a 16-bit image scaled to 8 bits, in mode L, RGB or RGBA."""
+    deep = _sixteen_bits(image, encoded, name)  # (H, W, C)
+    pixels = ((deep.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 / 255 = 257, odd: no ties
+    if "transparency" in image.info:  # one value is wholly transparent
+        opacity = np.where((deep == image.info["transparency"]).all(axis=-1), 0, 255).astype(np.uint8)
+        return Image.fromarray(np.dstack([np.broadcast_to(pixels, (*opacity.shape, 3)), opacity]))
+    if pixels.shape[-1] == 2:
+        return Image.fromarray(pixels[..., [0, 0, 0, 1]])
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def _sixteen_bits(image: Image.Image, encoded: bytes, name: str) -> npt.NDArray[np.uint16]:
+    """Return all 16 bits of an image (H, W, C), of which Pillow keeps eight where there are several channels."""
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)[..., None]
+    stored = _stored_as(image)
+    if image.format == "PNG" and stored in ("RGB;16B", "RGBA;16B"):
+        # what is stored with the high byte first, read as if the low byte were first, gives the low bytes
+        high = _read_as(encoded, stored).astype(np.uint16)
+        return 256 * high + _read_as(encoded, stored.removesuffix("B") + "L")
+    if image.format == "PNG" and stored == "LA;16B":
+        return _read_as(encoded, "RGBA").view(">u2").astype(np.uint16)  # four bytes a pixel, as they are
+    raise Refused(f"{name} has 16 bits a channel as {image.format} {image.mode}: convert it to PNG or to 8 bits first")
+
+
+def _read_as(encoded: bytes, stored: str) -> npt.NDArray[np.uint8]:
+    with Image.open(io.BytesIO(encoded)) as image:
+        assert isinstance(image, ImageFile.ImageFile)
+        image.tile = [tile._replace(args=stored) for tile in image.tile]
+        return np.asarray(image)
+
+
+def _stored_as(image: Image.Image) -> str:
+    """How the file stores pixels: Pillow keeps it alone or first in a tile's arguments."""
+    if not isinstance(image, ImageFile.ImageFile) or not image.tile:
+        return ""
+    arguments = image.tile[0].args
+    return str(arguments[0]) if isinstance(arguments, tuple) and arguments else str(arguments)

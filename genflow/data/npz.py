@@ -1,0 +1,41 @@
+"""Images as arrays in a ``.npz`` file."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from genflow.data.images import ImageData
+
+
+def image_npz(path: Path) -> ImageData:
+    """Load ``images`` (N, H, W, C) or (N, C, H, W) uint8, C = 1 or 3, and ``labels`` (N,) 0 … K - 1 if there are any.
+
+    Raises ``ValueError`` for a file that cannot be read or holds other arrays.
+    """
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            if "images" not in file.files:
+                raise ValueError(f"it holds {file.files}, but no array named 'images'")
+            images = file["images"]
+            labels = file["labels"] if "labels" in file.files else None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"cannot read images from {path}: {error}") from error
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(
+            f"{path}: 'images' must be uint8 (N, H, W, C) or (N, C, H, W), got {images.dtype} {images.shape}"
+        )
+    first, last = images.shape[1] in (1, 3), images.shape[3] in (1, 3)
+    if first == last:
+        raise ValueError(f"{path}: 'images' {images.shape} must have 1 or 3 channels either second or last")
+    if last:
+        images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    if labels is None:
+        return ImageData(images, None, (), path.stem)
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise ValueError(f"{path}: 'labels' must be integers (N,), got {labels.dtype}")
+    classes = int(labels.max()) + 1 if len(labels) else 0
+    names = tuple(str(label) for label in range(classes))
+    return ImageData(images, labels.astype(np.int64), names, path.stem)
