@@ -30,6 +30,8 @@ from genflow.config import (
     VEConfig,
     VPConfig,
 )
+from genflow.data.augmentation import LABELS, Augmentation
+from genflow.data.decoding import Decoding
 from genflow.data.images import ImageData, load_images
 from genflow.data.loader import ImageLoader
 from genflow.denoiser import Denoiser
@@ -54,19 +56,32 @@ from genflow.parameterizations import (
 from genflow.pictures import grid
 from genflow.sampling.generate import generate
 from genflow.schedules import VE, VP, Cosine, DiscreteVP, Linear, Schedule, linear_betas
-from genflow.training.trainer import Trainer, make_accelerator
+from genflow.training.agreement import agree
+from genflow.training.trainer import Trainer, make_accelerator, parts_of
 
+_AUGMENT = "backbone.conditioning.time.augment.weight"  # the UNet's kernel for augmentation labels
 EVALUATION_SEEDS = 2**40  # in-training distances draw from here on, far from the seeds people use
 
 
 def build_data(config: DataConfig) -> ImageData:
     """Return the training images; without labels if the configuration does not want classes."""
-    data = load_images(config.path, "train", size=config.size or None)
+    decoding = Decoding(
+        size=config.size or None,
+        channels=config.channels,
+        background=config.background,
+        scale_16_bit=config.scale_16_bit,
+    )
+    data = load_images(config.path, "train", decoding=decoding, labels=config.labels)
     return data if config.classes else replace(data, labels=None, class_names=())
 
 
-def build_backbone(config: UNetConfig | DiTConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """Return a fresh network for images of this shape (C, H, W)."""
+def build_backbone(
+    config: UNetConfig | DiTConfig, image_shape: tuple[int, int, int], num_classes: int, augment_dim: int = 0
+) -> nn.Module:
+    """Return a fresh network for images of this shape (C, H, W), which reads augmentation labels of this width.
+
+    Raises ``ValueError`` for augmentation labels and a network that reads none.
+    """
     channels, *size = image_shape
     image_size = (size[0], size[1])
     match config:
@@ -81,8 +96,17 @@ def build_backbone(config: UNetConfig | DiTConfig, image_shape: tuple[int, int, 
                 attention=config.attention,
                 heads=config.heads,
                 dropout=config.dropout,
+                fourier_scale=config.fourier_scale,
+                resample_filter=config.resample_filter,
+                residual_encoder=config.residual_encoder,
+                adaptive_norm=config.adaptive_norm,
+                head_channels=config.head_channels,
+                decoder_attention=config.decoder_attention,
+                augment_dim=augment_dim,
             )
         case DiTConfig():
+            if augment_dim:
+                raise ValueError("data.augment tells the network what was done to an image, which DiT has no input for")
             return DiT(
                 image_size=image_size,
                 in_channels=channels,
@@ -151,7 +175,7 @@ def build_denoiser(config: Config, image_shape: tuple[int, int, int], num_classe
     _check_pair(config)
     torch.manual_seed(config.seed)
     denoiser = Denoiser(
-        build_backbone(config.backbone, image_shape, num_classes),
+        build_backbone(config.backbone, image_shape, num_classes, LABELS if config.data.augment else 0),
         schedule,
         parameterization,
         image_shape=image_shape,
@@ -178,11 +202,17 @@ def _check_pair(config: Config) -> None:
 
 
 def load_weights(denoiser: Denoiser, source: Denoiser) -> None:
-    """Copy the weights of ``source``; if its classes differ in number, the class table starts anew but for "no class".
+    """Copy the weights of ``source``.
 
+    If its classes differ in number, the class table starts anew but for "no class"; if only one of the two reads
+    augmentation labels, those weights start at 0 or are left out, for the same function of images without any.
     Raises ``ValueError`` naming the weights that do not fit.
     """
     given, wanted = source.state_dict(), denoiser.state_dict()
+    if _AUGMENT not in given and _AUGMENT in wanted:
+        given[_AUGMENT] = torch.zeros_like(wanted[_AUGMENT])
+    elif _AUGMENT in given and _AUGMENT not in wanted:
+        del given[_AUGMENT]
     if source.num_classes != denoiser.num_classes:
         for name, fresh in wanted.items():
             old = given.get(name)
@@ -211,26 +241,28 @@ def build_objective(config: Config, denoiser: Denoiser) -> Objective:
 def build_trainer(config: Config) -> Trainer:
     """Return a trainer that is ready to ``fit``; raises before anything is written if the parts do not fit together."""
     accelerator = make_accelerator(config)
-    parts = config.train.accumulation * accelerator.num_processes
-    if config.train.batch_size % parts:
-        raise ValueError(
-            f"train.batch_size {config.train.batch_size} does not divide into {parts} parts (train.accumulation"
-            f" {config.train.accumulation} times {accelerator.num_processes} processes)"
-        )
+    parts = parts_of(config.train, accelerator.num_processes)
     data = build_data(config.data)
+    agree("the training images", data.fingerprint, accelerator)
     denoiser = build_denoiser(config, data.image_shape, data.num_classes)
     objective = build_objective(config, denoiser)
     loader = ImageLoader(
         data,
-        batch_size=config.train.batch_size // parts,
+        batch_size=config.train.batch_size // (parts * accelerator.num_processes),
         seed=config.seed,
         flip=config.data.flip,
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
     )
-    evaluate = _Distance(data, config.data.path, accelerator.device) if config.train.evaluate_every else None
     return Trainer(
-        objective, loader, config, accelerator=accelerator, preview=preview, evaluate=evaluate, export=export
+        objective,
+        loader,
+        config,
+        accelerator=accelerator,
+        augment=Augmentation(config.data.augment) if config.data.augment else None,
+        preview=preview,
+        evaluate=_Distance(data, config.data.path, accelerator.device) if config.train.evaluate_every else None,
+        export=export,
     )
 
 

@@ -25,18 +25,28 @@ class DataConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     path: str = "digits"
-    """digits, mnist5k or shapes (embedded); a folder of images, with or without a sub-folder per class; or an .npz."""
+    """digits, mnist5k or shapes (embedded); a folder or zip of images; an .npz file; hf:NAME or hf:PATH (datasets)."""
+    labels: str = ""
+    """File that labels a folder's or zip's images: EDM's dataset.json or a CSV of file,label; "" looks in the data."""
     size: Annotated[int, Field(ge=0)] = 0
-    """Side to crop and resize a folder's images to; 0 takes them as they are."""
+    """Side to crop and resize images to; 0 takes them as they are."""
+    channels: Literal[0, 1, 3] = 0
+    """Convert all to grey (1) or RGB (3), whatever their mode; 0 takes them as they are."""
+    background: str = ""
+    """Colour that transparent images are laid on, such as white or #8080ff; "" refuses transparency."""
+    scale_16_bit: bool = False
+    """Scale images of 16 bits a channel to 8; otherwise they are refused."""
     classes: bool = True
     """Train with class labels where the data has them."""
     flip: bool = False
     """Mirror half of the images; wrong for anything with a left and a right, such as digits."""
+    augment: Share = 0.0
+    """Probability of each of EDM's geometric augmentations, of which the network is told (0.12 there); UNet only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
-    """Convolutional network of EDM's DDPM++ form."""
+    """Convolutional network of EDM's DDPM++ form; other values make it NCSN++ or ADM (see genflow.nn.unet_preset)."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     type: Literal["UNet"] = "UNet"
@@ -52,6 +62,18 @@ class UNetConfig:
     """Attention heads."""
     dropout: Share = 0.13
     """Share of activations dropped in residual blocks."""
+    fourier_scale: NonNegative = 0.0
+    """Scale of random Fourier features of the noise level (NCSN++ 16, iCT 0.02); 0 is the positional embedding."""
+    resample_filter: tuple[Positive, ...] = (1, 1)
+    """Filter for halving and doubling images (NCSN++ 1, 3, 3, 1)."""
+    residual_encoder: bool = False
+    """Feed a resampled copy of the image to every resolution, as NCSN++ does."""
+    adaptive_norm: bool = False
+    """Scale and shift normalised features by the noise level, in ADM's blocks."""
+    head_channels: Annotated[int, Field(ge=0)] = 0
+    """Channels of an attention head (ADM 64); 0 uses heads."""
+    decoder_attention: Literal["last", "every"] = "last"
+    """Which of a resolution's decoder blocks attend (ADM every)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,8 +286,8 @@ class TrainConfig:
     """Optimiser steps."""
     batch_size: Positive = 128
     """Images per optimiser step, over all processes."""
-    accumulation: Positive = 1
-    """Parts in which a step's images are computed, to save memory."""
+    microbatch: Annotated[int, Field(ge=0)] = 0
+    """Most images a process computes at once, to save memory; a step's others are accumulated. 0 computes all."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """What the network computes in; weights and losses stay float32."""
     gradient_checkpointing: bool = False

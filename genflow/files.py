@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +16,12 @@ PARTIAL = ".partial-"  # begins the names of what is not whole yet
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; what is written there takes its place when the block ends well."""
+    """Yield a temporary path beside ``path``; what is written there takes its place when the block ends well.
+
+    It has no suffix, so that nobody who lists a folder takes half an image for one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=PARTIAL, suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=PARTIAL, dir=path.parent)
     os.close(handle)
     partial = Path(name)
     try:
@@ -24,6 +29,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         partial.chmod(0o666 & ~_umask())  # mkstemp's files are private
         _sync(partial)
         partial.replace(path)
+        _sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -35,9 +41,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent))
     try:
         yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                _sync(file)
+        for entry in (*partial.rglob("*"), partial):
+            _sync(entry)
         partial.chmod(0o777 & ~_umask())
         if path.exists():  # set aside rather than removed first: absent for an instant only
             aside = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent)) / path.name
@@ -46,6 +51,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(aside.parent)
         else:
             partial.replace(path)
+        _sync(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -57,6 +63,7 @@ def replace_files(source: Path, target: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         _sync(file)
         file.replace(place)
+        _sync(place.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -65,19 +72,27 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def remove_partials(folder: Path) -> None:
-    """Remove what interrupted writes left in ``folder``, at any depth."""
+def remove_partials(folder: Path, *, older_than: float = 0.0) -> None:
+    """Remove what interrupted writes left in ``folder``, at any depth, if it is older than so many seconds."""
     for leftover in list(folder.rglob(f"{PARTIAL}*")):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process may be at the same work
+            if time.time() - leftover.stat().st_mtime < older_than:
+                continue
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink()
 
 
 def _sync(path: Path) -> None:
-    """Make sure that a file's content reaches the disk before its name does."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    """Bring a file's content, or a folder's list of names, to the disk: a power cut keeps what came before."""
+    if path.is_dir() and os.name == "nt":
+        return  # folders cannot be opened there
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

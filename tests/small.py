@@ -26,7 +26,7 @@ from genflow.denoiser import Denoiser
 from genflow.objectives.base import Batch, Objective
 from genflow.parameterizations import PredictClean
 from genflow.schedules import Linear
-from genflow.training.trainer import Loader, Trainer
+from genflow.training.trainer import Loader, Trainer, parts_of
 
 UNET = UNetConfig(width=16, multipliers=(1, 2), blocks=1, attention=(4,), dropout=0.2)
 DIT = DiTConfig(width=32, depth=2, heads=2, patch_size=2, dropout=0.2)
@@ -40,8 +40,10 @@ def image_data(count: int = 50, classes: int = 3, shape: tuple[int, int, int] = 
 
 
 def make_config(out: Path, backbone: UNetConfig | DiTConfig = UNET, *, optim: OptimConfig | None = None, **train):
-    """A short rectified-flow run; ``train`` are fields of TrainConfig."""
+    """A short rectified-flow run; ``train`` are fields of TrainConfig, or ``parts`` that a step is computed in."""
     rhythm = {"steps": 8, "batch_size": 8, "log_every": 1, "preview_every": 0, "checkpoint_every": 3}
+    if "parts" in train:
+        train["microbatch"] = train.get("batch_size", 8) // train.pop("parts")
     return Config(
         name="small",
         out=str(out),
@@ -56,7 +58,7 @@ def make_config(out: Path, backbone: UNetConfig | DiTConfig = UNET, *, optim: Op
 
 
 def make_loader(config: Config, data: ImageData | None = None) -> ImageLoader:
-    parts = config.train.accumulation
+    parts = parts_of(config.train, 1)
     return ImageLoader(
         data or image_data(), batch_size=config.train.batch_size // parts, seed=config.seed, flip=config.data.flip
     )

@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,13 +14,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = ["--train.batch-size", "16", "--train.threads", "1", "--train.log-every", "5", "--train.preview-every", "10"]
 SHORT += ["--train.checkpoint-every", "10", "--sample.steps", "2"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 pytestmark = pytest.mark.slow
 
 
 def run(folder: Path, *command: str) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -57,13 +61,69 @@ def test_a_run_is_continued_longer_launched_and_sampled(tmp_path) -> None:
     assert names == [*(f"{seed:06d}.png" for seed in range(5)), "samples.json"]
 
 
-def test_two_processes_train_one_model_and_continue_it(tmp_path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+def test_two_processes_train_one_model_continue_it_and_sample_it(tmp_path) -> None:
+    launch = [*TORCHRUN, "--standalone", "--nproc_per_node", "2"]
     command = [*launch, str(ROOT / "train" / "rectified_flow.py"), "tiny-rf", "--optim.decay", "constant", *SHORT]
     for steps in (10, 20):
         said = run(tmp_path, *command, "--backbone.width", "16", "--train.steps", str(steps))
         assert said.count("the model; try") == 1
         check_run(tmp_path / "runs" / "tiny-rf", steps)
+    generate = [str(ROOT / "sample" / "generate.py"), "runs/tiny-rf/model", "--num", "100", "--steps", "1"]
+    # torchrun takes --num for its own unless told where its options end
+    assert run(tmp_path, *launch, "--", *generate, "--out", "two").count("two: 100 images, 1 network calls each") == 1
+    run(tmp_path, sys.executable, *generate, "--out", "one")
+    one, two = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("one", "two"))
+    assert one == two
+    assert len(one) == 101
+
+
+def test_a_run_told_to_stop_saves_exits_143_and_goes_on(tmp_path) -> None:
+    command = [sys.executable, str(ROOT / "train" / "rectified_flow.py"), "tiny-rf", "--backbone.width", "16"]
+    command += ["--optim.decay", "constant", *SHORT, "--train.checkpoint-every", "100000"]
+    process = subprocess.Popen(
+        [*command, "--train.steps", "100000"], cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+    )
+    log = tmp_path / "runs" / "tiny-rf" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    step = int(said.split("stopped at step ")[1].split()[0])
+    assert step >= 5
+    assert f"going on from step {step}" in run(tmp_path, *command, "--train.steps", str(step + 5))
+
+
+def test_two_machines_train_one_model_and_stop_when_one_of_them_is_told_to(tmp_path) -> None:
+    """Two launchers that meet at an address; one of the machines is taken away, and both save at the same step."""
+    command = [str(ROOT / "train" / "rectified_flow.py"), "tiny-rf", "--train.steps", "100000", "--train.threads", "1"]
+    command += ["--train.preview-every", "0", "--train.checkpoint-every", "5", "--backbone.width", "16"]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        meeting = ["--master_addr", "127.0.0.1", "--master_port", str(listener.getsockname()[1])]
+    machines = [
+        subprocess.Popen(
+            [*TORCHRUN, "--nnodes", "2", "--node_rank", str(rank), *meeting, *command],
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    folder = tmp_path / "runs" / "tiny-rf"
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints" / "step-00000005").is_dir() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    machines[1].send_signal(signal.SIGTERM)
+    said = [machine.communicate(timeout=120) for machine in machines]
+    assert "stopped at step" in said[0][0], said
+    assert all(machine.returncode != 0 for machine in machines)
+    step = int(said[0][0].split("stopped at step ")[1].split()[0])
+    assert (folder / "checkpoints" / f"step-{step:08d}").is_dir()
+    assert not list(folder.rglob(".partial-*"))
 
 
 @pytest.mark.parametrize("script", ["train/diffusion.py", "train/rectified_flow.py", "sample/generate.py"])

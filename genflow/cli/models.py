@@ -3,12 +3,53 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from genflow.denoiser import Denoiser
+from genflow.processes import check_launch, launched
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process among those that share a command: number ``rank`` of ``count``, at work on ``device``."""
+
+    rank: int
+    count: int
+    device: torch.device
+    wait: Callable[[], None]
+    """Returns once all have called it."""
+
+    def share(self, work: list[int]) -> list[int]:
+        """Return this process's part of the work that process 0 found to be done."""
+        if self.count == 1:
+            return work
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([work])[0][self.rank :: self.count]
+
+
+def join_processes(device: str) -> Team:
+    """Join the processes of a launch by torchrun or accelerate; without one, be alone on the device of this name.
+
+    Raises ``RuntimeError`` for a launch whose processes do not know of each other, ``ValueError`` for a device that
+    torch does not have here.
+    """
+    if launched() == 1:
+        return Team(0, 1, choose_device(device), lambda: None)
+    from accelerate import PartialState
+
+    on_cpu = device == "cpu" or not torch.accelerator.is_available()  # accelerate has to be told
+    state = PartialState(cpu=on_cpu, timeout=timedelta(days=30))  # one may have much to do, others nothing
+    check_launch(state.num_processes)
+    if device not in ("auto", "cpu"):
+        raise ValueError(f"--device {device} names one device for {state.num_processes} processes: leave it out")
+    return Team(state.process_index, state.num_processes, torch.device(state.device or "cpu"), state.wait_for_everyone)
 
 
 def choose_device(name: str) -> torch.device:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 import tyro
 from tqdm import tqdm
 
 from genflow.config_files import parse_arguments
-from genflow.files import write_text
+from genflow.files import remove_partials, write_text
 from genflow.pictures import grid, read_image, write_image
 
-UNIT = 64  # consecutive seeds made together, always the same ones, so that interruptions leave no trace in the files
+if TYPE_CHECKING:
+    from genflow.cli.models import Team
+
+UNIT = 64  # consecutive seeds made together, always the same ones: interruptions and processes leave no trace in files
+_STALE = 600.0  # seconds after which an unfinished file is not another command's at work, but a killed one's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +59,12 @@ def sample(arguments: Sequence[str], *, prog: str = "genflow sample") -> None:
     )
     if options.num < 1:
         raise ValueError(f"--num must be at least 1, got {options.num}")
-    from genflow.cli.models import choose_device, load_model, weights_hash
+    from genflow.cli.models import join_processes, load_model, weights_hash
     from genflow.sampling.generate import choose_times, generate, network_calls
 
-    denoiser = load_model(options.model, choose_device(options.device))
+    team = join_processes(options.device)
+    denoiser = load_model(options.model, team.device)
+    _check_pictures(denoiser.image_shape)
     sampler = denoiser.sampler if options.sampler == "default" else options.sampler
     steps = options.steps or denoiser.steps
     choose_times(denoiser, steps, None)  # refuses what cannot be before anything is written
@@ -75,31 +81,66 @@ def sample(arguments: Sequence[str], *, prog: str = "genflow sample") -> None:
     folder = Path(options.out)
     _check_manifest(folder / "samples.json", made)
     seeds = range(options.first_seed, options.first_seed + options.num)
+
+    def draw(wanted: list[int]) -> torch.Tensor:
+        return generate(
+            denoiser,
+            wanted,
+            labels=[classes[seed % len(classes)] for seed in wanted] if classes else None,
+            steps=steps,
+            sampler=sampler,
+            guidance=options.guidance,
+            guidance_interval=options.guidance_interval,
+            batch_size=UNIT,
+        ).cpu()
+
     how = f"{sampler}, {steps} steps, {made['network_calls']} calls"
-    with tqdm(total=options.num, unit="img", desc=how, delay=0.1) as bar:  # refusals come before the bar
-        for unit in range(seeds.start // UNIT, (seeds.stop - 1) // UNIT + 1):
-            wanted = [seed for seed in range(unit * UNIT, (unit + 1) * UNIT) if seed in seeds]
-            missing = [seed for seed in wanted if not _file(folder, seed).is_file()]
-            if missing:
-                images = generate(
-                    denoiser,
-                    wanted,
-                    labels=[classes[seed % len(classes)] for seed in wanted] if classes else None,
-                    steps=steps,
-                    sampler=sampler,
-                    guidance=options.guidance,
-                    guidance_interval=options.guidance_interval,
-                    batch_size=UNIT,
-                ).cpu()
-                write_text(folder / "samples.json", json.dumps(made, indent=2) + "\n")
-                for seed in missing:
-                    write_image(_file(folder, seed), images[seed - wanted[0]])
+    _draw_missing(folder, seeds, team, draw, json.dumps(made, indent=2) + "\n", how)
+    team.wait()
+    if team.rank == 0:
+        remove_partials(folder, older_than=_STALE)
+        columns = min(len(classes), 10) if len(classes) > 1 else 8
+        picture = f"{options.out.rstrip('/')}-grid.png"  # not among the samples, which people measure by the folder
+        _show(folder, seeds[:UNIT], columns, picture)
+        print(f"{folder}: {options.num} images, {made['network_calls']} network calls each; look at {picture}")
+
+
+def _draw_missing(
+    folder: Path, seeds: range, team: Team, draw: Callable[[list[int]], torch.Tensor], manifest: str, how: str
+) -> None:
+    """Draw the units of which images are missing, this process its share of them."""
+    units: dict[int, list[int]] = {}
+    for seed in seeds:
+        units.setdefault(seed // UNIT, []).append(seed)
+    lacking = [unit for unit, wanted in units.items() if not all(_file(folder, seed).is_file() for seed in wanted)]
+    mine = team.share(lacking)
+    total = sum(len(units[unit]) for unit in mine)
+    if team.count > 1:
+        how += f", process 1 of {team.count}"
+    with tqdm(total=total, unit="img", desc=how, delay=0.1, disable=team.rank > 0) as bar:
+        for wanted in (units[unit] for unit in mine):
+            images = draw(wanted)
+            write_text(folder / "samples.json", manifest)
+            for seed, image in zip(wanted, images, strict=True):
+                if not _file(folder, seed).is_file():
+                    write_image(_file(folder, seed), image)
             bar.update(len(wanted))
-    first = torch.stack([read_image(_file(folder, seed)) for seed in seeds[:UNIT]])
-    columns = min(len(classes), 10) if len(classes) > 1 else 8
-    picture = f"{options.out.rstrip('/')}-grid.png"  # not among the samples, which people measure by the folder
-    write_image(picture, grid(first, columns, scale=max(1, 48 // first.shape[-1])))
-    print(f"{folder}: {options.num} images, {made['network_calls']} network calls each; look at {picture}")
+
+
+def _show(folder: Path, seeds: range, columns: int, picture: str) -> None:
+    """Lay out the first images; those of other machines are there if the folder is shared."""
+    files = [_file(folder, seed) for seed in seeds if _file(folder, seed).is_file()]
+    images = torch.stack([read_image(file) for file in files])
+    write_image(picture, grid(images, columns, scale=max(1, 48 // images.shape[-1])))
+
+
+def _check_pictures(shape: Sequence[int]) -> None:
+    """Refuse models whose output is not a picture."""
+    if shape[0] not in (1, 3):
+        raise ValueError(
+            f"this model draws latents of {shape[0]} channels, not pictures: draw them from Python by"
+            ' genflow.generate(model, seeds, output="float") and decode them with their autoencoder'
+        )
 
 
 def _file(folder: Path, seed: int) -> Path:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from genflow.files import atomic_folder, remove_partials
+from genflow.files import atomic_folder
+from genflow.training.shards import load_whole, shard_like, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +43,19 @@ class Checkpoints:
         """Return the steps of the checkpoints that exist, in order."""
         return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*") if path.is_dir())
 
-    def save(self, progress: Progress, objective: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Write a checkpoint, then remove those beyond the newest ``keep``."""
-        tensors = {f"objective.{k}": v for k, v in objective.state_dict().items()}
+    def save(
+        self, progress: Progress, objective: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, *, write: bool
+    ) -> None:
+        """Write a checkpoint, then remove those beyond the newest ``keep``.
+
+        All processes take part, since weights may be sharded over them; the one with ``write`` does the writing.
+        """
+        tensors = {f"objective.{k}": whole(v) for k, v in objective.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in ema.state_dict().items()}
         for number, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{k}": v for k, v in state.items()}
+            tensors |= {f"optimizer.{number}.{k}": whole(v) for k, v in state.items()}
+        if not write:
+            return
         with atomic_folder(self._path(progress.step)) as partial:
             save_file({k: v.contiguous() for k, v in tensors.items()}, partial / "state.safetensors")
             (partial / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
@@ -56,21 +65,25 @@ class Checkpoints:
     def restore(self, objective: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
         """Load the newest checkpoint into these modules, or return the start of a run if there is none.
 
-        Raises ``ValueError`` if the checkpoint is of another model.
+        Raises ``ValueError`` if the checkpoint is of another model, or damaged.
         """
-        remove_partials(self.folder)
         if not self.steps():
             return Progress()
         path = self._path(self.steps()[-1])
-        tensors = load_file(path / "state.safetensors")
         try:
-            objective.load_state_dict(_part(tensors, "objective."))
-            ema.load_state_dict(_part(tensors, "ema."))
+            tensors = load_file(path / "state.safetensors")
+            progress = Progress(**json.loads((path / "progress.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, SafetensorError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise ValueError(f"{path} is damaged ({said}): remove it to go on from the one before") from None
+        try:
+            load_whole(_part(tensors, "objective."), objective)
+            load_whole(_part(tensors, "ema."), ema)
         except RuntimeError as error:
             said = " ".join(str(error).split())[:300]
             raise ValueError(f"{path} is a checkpoint of another model; give the run another --name ({said})") from None
         _restore_optimizer(optimizer, _part(tensors, "optimizer."))
-        return Progress(**json.loads((path / "progress.json").read_text(encoding="utf-8")))
+        return progress
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
@@ -81,10 +94,11 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         number, key = name.split(".", 1)
-        state.setdefault(int(number), {})[key] = tensor
+        state.setdefault(int(number), {})[key] = shard_like(tensor, parameters[int(number)])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     for parameter, entry in optimizer.state.items():  # files are contiguous; fused kernels want the parameter's layout
         for key, tensor in entry.items():

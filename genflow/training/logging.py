@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ DECILES = 10
 class Meter:
     """Sums of losses on the device, by decile of each image's time within the law of times; read once per log line.
 
-    Reading is the only moment at which the host waits for the device.
+    Reading is the only moment at which the host waits for the device, and, by ``reduce``, which adds a tensor up over
+    all processes, for the others.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, reduce: Callable[[Tensor], Any] = lambda tensor: tensor) -> None:
+        self._reduce = reduce
         self._sums = torch.zeros(3, DECILES, device=device)  # finite losses; how many; how many were not finite
         self._norm = torch.zeros(2, device=device)  # gradient norms; steps that were taken
         self._bad = torch.zeros(3, device=device)  # bad steps since the start; in a row now; longest row since reading
@@ -50,7 +53,8 @@ class Meter:
 
     def read(self) -> dict[str, Any]:
         """Return the means since the last reading and the counts of bad steps, and begin anew."""
-        values = torch.cat([self._sums.flatten(), self._norm, self._bad]).tolist()
+        joined = self._reduce(self._sums)  # norms and bad steps are the same in every process
+        values = torch.cat([joined.flatten(), self._norm, self._bad]).tolist()
         sums, counts, infinite = (values[k * DECILES : (k + 1) * DECILES] for k in range(3))
         norm, steps, total, row, longest = values[3 * DECILES :]
         self._sums.zero_()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import platform
 import sys
 import time
@@ -16,38 +15,48 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
 from genflow import __version__
-from genflow.config import Config
+from genflow.config import Config, TrainConfig
 from genflow.config_files import to_flat, to_toml
 from genflow.denoiser import Denoiser
 from genflow.files import remove_partials, write_text
 from genflow.objectives.base import Batch, Objective
 from genflow.pictures import write_image
 from genflow.pixels import to_unit
+from genflow.processes import check_launch
+from genflow.training.agreement import agree
 from genflow.training.checkpoints import Checkpoints, Progress
 from genflow.training.ema import EMA
+from genflow.training.interruption import Interruption, Terminated
 from genflow.training.logging import JsonLog, Meter
 from genflow.training.optim import learning_rate, make_optimizer, mask_step, set_learning_rate
+from genflow.training.shards import whole
 
 Loader = Callable[[int], tuple[Tensor, Tensor | None, Tensor]]
+Augment = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Trainer:
     """Trains an objective on batches, into a run folder; the same call again continues where it stopped.
 
     ``loader(number)`` gives the number-th batch of this process: images (B, C, H, W) uint8, labels (B,) or None,
-    indices (B,). Everything random in a step comes from (seed, step, rank), so that k steps, a restart and n - k steps
-    are bit by bit n steps on a CPU. The host reads nothing back from the device between two lines of the log.
+    indices (B,); a step takes ``parts_of(config.train, processes)`` of them. Everything random in a step comes from
+    (seed, step, rank), so that k steps, a restart and n - k steps are bit by bit n steps on a CPU. The host reads
+    nothing back from the device between two lines of the log.
 
+    ``augment(x)`` gives images (B, C, H, W) in [-1, 1] and the labels that tell what was done to them (B, K);
     ``preview(denoiser)`` gives a picture (C, H, W) uint8, ``evaluate(denoiser)`` a distance, ``export(denoiser,
-    folder)`` writes the folder to share; all are handed the averaged weights.
+    folder)`` writes the folder to share; the last three are handed the averaged weights.
 
-    Raises ``ValueError`` if the folder holds a run of another model, ``RuntimeError`` after ``stop_after_bad`` steps
-    in a row without a finite gradient, with the run saved, and if processes were launched that do not know of each
-    other.
+    Raises ``ValueError`` if the folder holds a run of another model; ``RuntimeError`` after ``stop_after_bad`` steps
+    in a row without a finite gradient, with the run saved, if another command is at this run, and if the processes
+    do not agree; ``Terminated`` after SIGTERM, with the run saved.
     """
 
     def __init__(
@@ -57,6 +66,7 @@ class Trainer:
         config: Config,
         *,
         accelerator: Accelerator | None = None,
+        augment: Augment | None = None,
         preview: Callable[[Denoiser], Tensor] | None = None,
         evaluate: Callable[[Denoiser], float] | None = None,
         export: Callable[[Denoiser, Path], None] | None = None,
@@ -69,17 +79,41 @@ class Trainer:
         self.ema = EMA(objective.denoiser, halflife=config.optim.ema_halflife, rampup=config.optim.ema_rampup)
         self.optimizer = make_optimizer(objective, config.optim)
         self.loader = loader
+        self.parts = parts_of(config.train, self.accelerator.num_processes)
+        self.augment = augment
         self.preview = preview
         self.evaluate = evaluate
         self.export = export or _export_denoiser
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=config.train.keep)
         self.log = JsonLog(self.folder / "log.jsonl")
-        self.meter = Meter(self.accelerator.device)
+        self.meter = Meter(self.accelerator.device, self.accelerator.reduce)
         self._wrapped, self._stepper = self.accelerator.prepare(objective, self.optimizer)
+        self.ema.follow(objective.denoiser)  # which FSDP has given other weights
+        self._saved = 0  # the step of the newest checkpoint
 
     def fit(self) -> Path:
         """Train to the end and return the folder of the model."""
-        progress = self._begin()
+        lock = self._lock() if self.accelerator.is_main_process else contextlib.nullcontext()
+        with lock, Interruption(self.accelerator.num_processes) as interruption:
+            progress = self._begin()
+            self._settle(progress.step)
+            self._run(progress, interruption)
+        self.accelerator.end_training()
+        return self.folder / "model"
+
+    def _lock(self) -> contextlib.AbstractContextManager[object]:
+        """Hold the run against other commands until this process ends, in whatever way."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return FileLock(self.folder.with_name(f".{self.folder.name}.lock")).acquire(timeout=0)
+        except Timeout:
+            raise RuntimeError(
+                f"another process is training {self.folder}: wait for it, or give this run another --name"
+            ) from None
+        except NotImplementedError:  # a file system without locks
+            return contextlib.nullcontext()
+
+    def _run(self, progress: Progress, interruption: Interruption) -> None:
         best = progress.best
         total, batch_size = self.config.train.steps, self.config.train.batch_size
         bar = tqdm(
@@ -108,23 +142,31 @@ class Trainer:
                     best = self._judge(done, best)
                 if self._due(done, self.config.train.checkpoint_every):
                     self._save(done, best)
+                if interruption.agreed() and done < total:
+                    self._save(done, best)
+                    self.accelerator.print(f"{self.folder}: stopped at step {done} and saved; the same command goes on")
+                    raise Terminated
                 started = started[0] + time.perf_counter() - pause, started[1]
-        self.accelerator.end_training()
-        return self.folder / "model"
 
     def _due(self, done: int, every: int) -> bool:
         return every > 0 and (done % every == 0 or done == self.config.train.steps)
 
     def _begin(self) -> Progress:
         """Restore what there is, and write down what will be done."""
+        if self.accelerator.is_main_process:
+            remove_partials(self.folder)
+        self.accelerator.wait_for_everyone()
+        agree("the configuration", to_toml(self.config), self.accelerator)
         progress = self.checkpoints.restore(self.objective, self.ema.denoiser, self.optimizer)
+        agree("the step to go on from", str(progress.step), self.accelerator)
+        self.ema.follow(self.objective.denoiser)
+        self._saved = progress.step
         if progress.scaler is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(progress.scaler)
         self.meter.restore(progress.bad_total, progress.bad_in_a_row)
         if self.config.train.tracker:
             self.accelerator.init_trackers(self.config.name, config=to_flat(self.config))
         if self.accelerator.is_main_process:
-            remove_partials(self.folder)
             self.log.rewind(progress.step)
             write_text(self.folder / "config.toml", _provenance() + to_toml(self.config))
         if progress.step > self.config.train.steps:
@@ -133,6 +175,17 @@ class Trainer:
             self.accelerator.print(f"{self.folder}: going on from step {progress.step}")
         return progress
 
+    def _settle(self, step: int) -> None:
+        """Do a pass that counts for nothing, where processes share a step.
+
+        After its first pass torch lays out anew what the processes add up, and sums of three numbers and more round by
+        that layout: without this the first step of a resumed run would differ in its last bits.
+        """
+        if self.accelerator.num_processes > 1 and step < self.config.train.steps:
+            self.objective.train()
+            self.accelerator.backward(self._wrapped(self._batch(step * self.parts), step).mean())
+            self.optimizer.zero_grad(set_to_none=True)
+
     def _step(self, step: int) -> None:
         """One optimiser step: gradients of all parts, clipping, a masked update, the average."""
         train, optim = self.config.train, self.config.optim
@@ -140,15 +193,16 @@ class Trainer:
         torch.manual_seed(int(words.generate_state(1, np.uint64)[0] >> np.uint64(1)))
         self.objective.train()
         self.optimizer.zero_grad(set_to_none=True)
-        for part in range(train.accumulation):
-            last = part == train.accumulation - 1
+        for part in range(self.parts):
+            last = part == self.parts - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self._wrapped):
-                batch = self._batch(step * train.accumulation + part)
+                batch = self._batch(step * self.parts + part)
                 losses = self._wrapped(batch, step)
-                self.accelerator.backward(losses.mean() / train.accumulation)
+                self.accelerator.backward(losses.mean() / self.parts)
             self.meter.add_losses(losses.detach(), batch.u)
         norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), optim.clip or float("inf"))
         assert norm is not None
+        norm = whole(norm)
         bad = ~norm.isfinite()
         if self.accelerator.scaler is None:  # fp16's scaler masks by itself
             mask_step(self.optimizer, bad)
@@ -160,9 +214,10 @@ class Trainer:
 
     def _batch(self, number: int) -> Batch:
         images, labels, index = self.loader(number)
-        return Batch.draw(
-            to_unit(self._move(images)), None if labels is None else self._move(labels), self._move(index)
-        )
+        x, told = to_unit(self._move(images)), None
+        if self.augment is not None:
+            x, told = self.augment(x)
+        return Batch.draw(x, None if labels is None else self._move(labels), self._move(index), told)
 
     def _move(self, tensor: Tensor) -> Tensor:
         """Bring a batch to the device without waiting for it, which takes pinned memory on a GPU."""
@@ -191,17 +246,31 @@ class Trainer:
             )
 
     def _save(self, done: int, best: float | None) -> None:
-        """Write the folder of the averaged model and a checkpoint."""
+        """Write the folder of the averaged model and a checkpoint, unless they have been."""
+        if done == self._saved:
+            return
+        self._saved = done
+        self.ema.gather()
         bad_total, bad_in_a_row = self.meter.counts()
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
         progress = Progress(step=done, best=best, scaler=scaler, bad_total=bad_total, bad_in_a_row=bad_in_a_row)
-        if self.accelerator.is_main_process:
-            self.export(self.ema.denoiser, self.folder / "model")
-            self.checkpoints.save(progress, self.objective, self.ema.denoiser, self.optimizer)
+        main = self.accelerator.is_main_process
+        try:
+            if main:
+                self.export(self.ema.denoiser, self.folder / "model")
+            self.checkpoints.save(progress, self.objective, self.ema.denoiser, self.optimizer, write=main)
+        except (OSError, SafetensorError) as error:
+            raise OSError(
+                f"cannot save step {done} of {self.folder} ({' '.join(str(error).split())}); what was saved before is"
+                " whole: make room, and give the same command again"
+            ) from error
         self.accelerator.wait_for_everyone()
 
     def _draw(self, done: int) -> None:
-        if self.preview is None or not self.accelerator.is_main_process:
+        if self.preview is None:
+            return
+        self.ema.gather()
+        if not self.accelerator.is_main_process:
             return
         write_image(self.folder / "previews" / f"step-{done:08d}.png", self.preview(self.ema.denoiser))
 
@@ -209,7 +278,9 @@ class Trainer:
         """Measure the distance, keep the best model there has been, and return its distance."""
         if self.evaluate is None:
             return best
-        distance = self.evaluate(self.ema.denoiser)
+        self.ema.gather()
+        measured = torch.tensor(self.evaluate(self.ema.denoiser), dtype=torch.float32, device=self.accelerator.device)
+        distance = float(broadcast(measured))  # pyright: ignore[reportArgumentType] # or processes might judge apart
         if self.accelerator.is_main_process:
             self.log.write({"step": done, "frechet_train": distance})
         self.accelerator.log({"frechet_train": distance}, step=done)
@@ -239,6 +310,7 @@ def make_accelerator(config: Config) -> Accelerator:
         torch.set_num_threads(config.train.threads)
     accelerator = Accelerator(
         mixed_precision=config.train.mixed_precision,
+        cpu=not torch.accelerator.is_available(),  # or each of several processes would take itself for the only one
         log_with=config.train.tracker or None,
         project_dir=config.out,  # trackers make the folder of the run's name in it
     )
@@ -247,13 +319,24 @@ def make_accelerator(config: Config) -> Accelerator:
             f"train.mixed_precision fp16 needs loss scaling, which {accelerator.device.type} does not have:"
             " use bf16 or no"
         )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != accelerator.num_processes:
-        raise RuntimeError(
-            f"{launched} processes were launched but they do not know of each other: on a machine without GPUs set"
-            " ACCELERATE_USE_CPU=true"
-        )
+    check_launch(accelerator.num_processes)
     return accelerator
+
+
+def parts_of(train: TrainConfig, processes: int) -> int:
+    """Return how many batches of a process make one optimiser step: the fewest equal ones within ``microbatch``.
+
+    Raises ``ValueError`` for a batch size that the processes cannot share equally.
+    """
+    share, rest = divmod(train.batch_size, processes)
+    if rest or not share:
+        near = max(1, round(train.batch_size / processes)) * processes
+        raise ValueError(
+            f"train.batch_size {train.batch_size} cannot be shared equally by {processes} processes: give a multiple,"
+            f" such as {near}"
+        )
+    most = train.microbatch or share
+    return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= most)
 
 
 def _export_denoiser(denoiser: Denoiser, folder: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from launch import start
 from PIL import Image
 from small import (
     DIT,
@@ -48,17 +50,15 @@ def weights(folder: Path) -> dict[str, Tensor]:
 # Resuming
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("backbone", [UNET, DIT], ids=["unet", "dit"])
-def test_a_run_that_is_stopped_anywhere_and_resumed_is_bitwise_the_uninterrupted_run(
-    backbone, accumulation, tmp_path
-) -> None:
+def test_a_run_that_is_stopped_anywhere_and_resumed_is_bitwise_the_uninterrupted_run(backbone, parts, tmp_path) -> None:
     """With dropout, flips, label dropout, warm-up, cosine decay and clipping; stopped twice, once between two parts."""
-    whole = make_trainer(make_config(tmp_path / "whole", backbone, steps=10, accumulation=accumulation))
+    whole = make_trainer(make_config(tmp_path / "whole", backbone, steps=10, parts=parts))
     whole.fit()
-    config = make_config(tmp_path / "cut", backbone, steps=10, accumulation=accumulation)
-    rng = np.random.default_rng([accumulation, len(backbone.type)])
-    for stop in sorted(rng.choice(np.arange(1, 10 * accumulation), 2, replace=False)):
+    config = make_config(tmp_path / "cut", backbone, steps=10, parts=parts)
+    rng = np.random.default_rng([parts, len(backbone.type)])
+    for stop in sorted(rng.choice(np.arange(1, 10 * parts), 2, replace=False)):
         with pytest.raises(Stopped):
             make_trainer(config, loader=stopping(make_loader(config), stop)).fit()
         torch.manual_seed(int(stop))  # what the process drew elsewhere must not matter
@@ -120,6 +120,31 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path) -> None:
         make_trainer(make_config(tmp_path, DIT)).fit()
 
 
+def test_a_full_disk_leaves_what_was_saved_and_is_said_in_one_line(tmp_path) -> None:
+    """Files may not grow beyond a size from step 4 on, which fails as a full disk does."""
+    config = make_config(tmp_path, checkpoint_every=2)
+
+    def load(number: int):
+        if number == 3:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+        return make_loader(config)(number)
+
+    def work() -> None:
+        with pytest.raises(OSError, match=r"cannot save step 4 of .* what was saved before is whole: make room"):
+            make_trainer(config, loader=load).fit()
+
+    process = start(work)
+    process.join()
+    assert process.exitcode == 0
+    assert [p.name for p in (config.folder / "checkpoints").iterdir()] == ["step-00000002"]
+    weights(config.folder / "model")
+    resumed, whole = make_trainer(config), make_trainer(make_config(tmp_path / "whole", checkpoint_every=2))
+    resumed.fit()
+    whole.fit()
+    assert_same(tensors(resumed), tensors(whole))
+
+
 @pytest.mark.slow
 def test_a_run_that_is_killed_gives_the_bytes_of_an_uninterrupted_one(tmp_path) -> None:
     command = [sys.executable, "-m", "genflow.cli.main", "train", "tiny-edm", "--backbone.width", "16"]
@@ -158,14 +183,14 @@ def test_the_average_moves_after_the_optimiser_step(tmp_path) -> None:
         torch.testing.assert_close(trainer.ema.denoiser.backbone.weight, average)
 
 
-@pytest.mark.parametrize("accumulation", [1, 2, 4])
-def test_the_gradient_is_that_of_the_mean_over_all_parts_of_a_step(accumulation, tmp_path) -> None:
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_the_gradient_is_that_of_the_mean_over_all_parts_of_a_step(parts, tmp_path) -> None:
     """The loss of image x is w · x, so the gradient is the mean of the images of the step, however it is cut."""
-    config = make_config(tmp_path, optim=PLAIN, accumulation=accumulation)
+    config = make_config(tmp_path, optim=PLAIN, parts=parts)
     trainer = make_trainer(config, objective=Stub(lambda w, b, s: (w * b.x).sum((1, 2, 3))))
     for step in (0, 1):
         trainer._step(step)
-        images = make_loader(with_train(config, accumulation=1))(step)[0]
+        images = make_loader(with_train(config, microbatch=0))(step)[0]
         torch.testing.assert_close(trainer.objective.weight.grad, (images / 127.5 - 1).mean(0))
 
 
@@ -185,10 +210,8 @@ def test_the_same_images_in_two_parts_train_the_same_network(tmp_path) -> None:
         def after_step(self, step) -> None: ...
 
     made = []
-    for accumulation in (1, 2):
-        config = make_config(
-            tmp_path / str(accumulation), replace(UNET, dropout=0.0), optim=PLAIN, accumulation=accumulation
-        )
+    for parts in (1, 2):
+        config = make_config(tmp_path / str(parts), replace(UNET, dropout=0.0), optim=PLAIN, parts=parts)
         config = replace(config, objective=replace(config.objective, label_dropout=0.0))
         trainer = make_trainer(config, objective=Fixed(build_objective(config, build_denoiser(config, (1, 8, 8), 3))))
         trainer._step(0)
@@ -239,7 +262,7 @@ def test_clipping_limits_the_norm_and_keeps_the_direction(tmp_path) -> None:
 def test_every_step_and_every_seed_draws_noise_of_its_own(tmp_path) -> None:
     seen: list[Tensor] = []
     for seed in (0, 1):
-        config = replace(make_config(tmp_path / str(seed), accumulation=2), seed=seed)
+        config = replace(make_config(tmp_path / str(seed), parts=2), seed=seed)
         trainer = make_trainer(config, objective=Stub(lambda w, b, s: (seen.append(b.noise), w.sum() * b.u.float())[1]))
         for step in range(3):
             trainer._step(step)
@@ -330,7 +353,7 @@ def test_losses_are_sorted_by_decile_of_time(tmp_path) -> None:
         seen.append(batch.u)
         return batch.u.float() + 0 * weight.sum()
 
-    config = make_config(tmp_path, optim=PLAIN, steps=6, log_every=3, batch_size=40, accumulation=2)
+    config = make_config(tmp_path, optim=PLAIN, steps=6, log_every=3, batch_size=40, parts=2)
     make_trainer(config, objective=Stub(loss)).fit()
     for part, line in zip((seen[:6], seen[6:]), records(config), strict=True):
         u = torch.cat(part)
@@ -342,7 +365,7 @@ def test_losses_are_sorted_by_decile_of_time(tmp_path) -> None:
 
 @pytest.mark.parametrize("backbone", [UNET, DIT], ids=["unet", "dit"])
 def test_the_host_waits_for_nothing_during_a_step(backbone, tmp_path, monkeypatch) -> None:
-    trainer = make_trainer(make_config(tmp_path, backbone, accumulation=2))
+    trainer = make_trainer(make_config(tmp_path, backbone, parts=2))
     trainer._step(0)  # the first step sets up Adam's state
     calls: list[str] = []
     for name in ("item", "tolist", "numpy", "cpu", "nonzero", "__bool__", "__float__", "__int__", "__index__"):
@@ -374,8 +397,8 @@ def test_a_tracker_is_fed(tmp_path) -> None:
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RuntimeError, match="ACCELERATE_USE_CPU=true"):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")  # what srun says, of which accelerate knows nothing
+    with pytest.raises(RuntimeError, match=r"2 processes were launched .* \(1 joined\): launch them with torchrun"):
         make_accelerator(make_config(tmp_path))
 
 
@@ -500,6 +523,27 @@ def test_starting_from_another_network_is_refused_by_the_name_of_a_weight(tmp_pa
     other = replace(config, backbone=DIT, init=str(tmp_path / "source"))
     with pytest.raises(ValueError, match="has another network"):
         build_denoiser(other, (1, 8, 8), 3)
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["without", "with"])
+def test_a_model_without_augmentation_labels_starts_one_with_them_and_the_other_way_round(told, tmp_path) -> None:
+    """For images that are not augmented both compute the same."""
+    config = make_config(tmp_path, replace(UNET, dropout=0.0))
+    augmented = replace(config, data=replace(config.data, augment=0.5))
+    first, second = (config, augmented) if told else (augmented, config)
+    source = noisy(build_denoiser(first, (1, 8, 8), 3))
+    source.save_pretrained(tmp_path / "source")
+    tuned = build_denoiser(replace(second, init=str(tmp_path / "source")), (1, 8, 8), 3)
+    x, t, y = torch.randn(3, 1, 8, 8), torch.tensor(0.5), torch.tensor([0, 1, 3])
+    assert torch.equal(tuned(x, t, y), source(x, t, y))
+    if told:  # what it will learn about them starts at nothing
+        assert torch.equal(tuned(x, t, y, augment=torch.ones(3, 9)), source(x, t, y))
+
+
+def test_augmentation_is_refused_to_a_network_that_is_not_told_of_it(tmp_path) -> None:
+    config = make_config(tmp_path, DIT)
+    with pytest.raises(ValueError, match=r"data.augment tells the network .* which DiT has no input for"):
+        build_denoiser(replace(config, data=replace(config.data, augment=0.1)), (1, 8, 8), 3)
 
 
 def noisy(denoiser: Denoiser, seed: int = 0) -> Denoiser:

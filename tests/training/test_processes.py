@@ -1,0 +1,324 @@
+"""Training shared by processes: real ones, over gloo."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from launch import start, together
+from safetensors.torch import load_file, save_file
+from small import DIT, UNET, Stub, assert_same, image_data, make_config, make_loader, make_trainer, tensors, with_train
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from genflow.build import build_denoiser, build_objective
+from genflow.config import (
+    CosineConfig,
+    DiscreteVPConfig,
+    KarrasConfig,
+    LogitNormalConfig,
+    LogNormalConfig,
+    OptimConfig,
+    PredictNoiseConfig,
+    PredictVConfig,
+    RegressionConfig,
+    VEConfig,
+)
+from genflow.data.augmentation import Augmentation
+from genflow.data.loader import ImageLoader
+from genflow.denoiser import Denoiser
+from genflow.training.checkpoints import Checkpoints, Progress
+from genflow.training.ema import EMA
+from genflow.training.optim import make_optimizer, mask_step
+from genflow.training.trainer import Trainer, parts_of
+
+PLAIN = OptimConfig(lr=1e-2, ema_halflife=0)
+
+
+def shared_trainer(config, **given) -> Trainer:
+    """A trainer whose loader takes this process's share."""
+    trainer = make_trainer(config, **given)
+    team = trainer.accelerator
+    per_pass = config.train.batch_size // (trainer.parts * team.num_processes)
+    trainer.loader = ImageLoader(
+        image_data(),
+        batch_size=per_pass,
+        seed=config.seed,
+        flip=config.data.flip,
+        rank=team.process_index,
+        processes=team.num_processes,
+    )
+    return trainer
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def keep(path: Path, found: dict[str, Tensor]) -> None:
+    save_file({k: v.contiguous() for k, v in found.items()}, path / f"{rank()}.safetensors")
+
+
+METHODS = {
+    "edm": {
+        "schedule": VEConfig(),
+        "parameterization": KarrasConfig(),
+        "objective": RegressionConfig(times=LogNormalConfig()),
+    },
+    "ddpm": {"schedule": DiscreteVPConfig(), "parameterization": PredictNoiseConfig()},
+    "v": {"schedule": CosineConfig(), "parameterization": PredictVConfig()},
+    "rectified-flow": {"objective": RegressionConfig(times=LogitNormalConfig())},
+    "dit": {"backbone": DIT},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_after_fifty_steps_of_every_objective_all_processes_hold_the_same_weights(method, tmp_path) -> None:
+    """With dropout, flips, label dropout and clipping, in two parts a step; one image is not like another."""
+
+    def work() -> None:
+        config = make_config(tmp_path, steps=50, batch_size=8, log_every=10, microbatch=2, checkpoint_every=50)
+        trainer = shared_trainer(replace(config, **METHODS[method]))
+        trainer.fit()
+        keep(tmp_path, tensors(trainer))
+
+    assert together(work, 2) == [0, 0]
+    first, second = (load_file(tmp_path / f"{k}.safetensors") for k in range(2))
+    assert_same(first, second)
+    assert {float(v) for k, v in first.items() if k.endswith(".step")} == {50.0}
+
+
+def test_augmented_images_and_their_labels_train_in_several_processes_too(tmp_path) -> None:
+    def work() -> None:
+        config = make_config(tmp_path, steps=4, batch_size=8)
+        config = replace(config, data=replace(config.data, augment=0.5))
+        objective = build_objective(config, build_denoiser(config, (1, 8, 8), 3))
+        trainer = shared_trainer(config, objective=objective, augment=Augmentation(0.5))
+        trainer.fit()
+        keep(tmp_path, tensors(trainer))
+
+    assert together(work, 2) == [0, 0]
+    first, second = (load_file(tmp_path / f"{k}.safetensors") for k in range(2))
+    assert_same(first, second)
+    (told,) = [v for k, v in first.items() if k.startswith("objective.") and v.shape == (16, 9)]
+    assert told.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("processes", "microbatch"), [(2, 0), (2, 2), (3, 0), (4, 1)])
+def test_the_global_batch_is_that_of_the_configuration_whoever_computes_it(processes, microbatch, tmp_path) -> None:
+    """The loss of image x is w · x, so weights depend on which images make a step and on nothing else."""
+    config = make_config(tmp_path / "one", optim=PLAIN, steps=5, batch_size=12)
+    one = make_trainer(config, objective=Stub(lambda w, b, s: (w * b.x).sum((1, 2, 3))))
+    one.fit()
+
+    def work() -> None:
+        several = with_train(replace(config, out=str(tmp_path / "several")), microbatch=microbatch)
+        trainer = shared_trainer(several, objective=Stub(lambda w, b, s: (w * b.x).sum((1, 2, 3))))
+        trainer.fit()
+        keep(tmp_path, {"weight": trainer.objective.weight.detach()})
+
+    assert together(work, processes) == [0] * processes
+    for k in range(processes):
+        weight = load_file(tmp_path / f"{k}.safetensors")["weight"]
+        torch.testing.assert_close(weight, one.objective.weight.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_accumulation_follows_from_batch_processes_and_memory() -> None:
+    train = make_config(Path(), batch_size=96).train
+    found = {
+        (processes, most): parts_of(replace(train, microbatch=most), processes)
+        for processes in (1, 2, 3)
+        for most in (0, 1, 5, 10, 32, 1000)
+    }
+    assert found[1, 0] == found[2, 0] == found[1, 1000] == 1
+    assert (found[1, 32], found[2, 32], found[3, 32]) == (3, 2, 1)
+    assert (found[1, 10], found[1, 5], found[3, 1]) == (12, 24, 32)
+    with pytest.raises(ValueError, match=r"train.batch_size 96 cannot be shared equally by 5 processes.*such as 95"):
+        parts_of(train, 5)
+    with pytest.raises(ValueError, match="such as 128"):
+        parts_of(train, 128)
+
+
+def test_the_log_tells_of_the_images_of_all_processes(tmp_path) -> None:
+    def loss(weight: Tensor, batch, step: int) -> Tensor:
+        return torch.full((len(batch.x),), 1.0 + 2 * rank()) + 0 * weight.sum()
+
+    def work() -> None:
+        config = make_config(tmp_path, optim=PLAIN, steps=4, log_every=2, batch_size=8)
+        shared_trainer(config, objective=Stub(loss)).fit()
+
+    assert together(work, 2) == [0, 0]
+    lines = [json.loads(line) for line in (tmp_path / "small" / "log.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in lines] == [2.0, 2.0]
+    assert [line["step"] for line in lines] == [2, 4]
+
+
+# Stopping
+
+
+def told_to_stop(config, at: int, which: int) -> Trainer:
+    """A trainer of which one process gets SIGTERM while it loads batch ``at``."""
+    trainer = shared_trainer(config)
+    loader = trainer.loader
+
+    def load(number: int):
+        if number == at and rank() == which:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loader(number)
+
+    trainer.loader = load
+    return trainer
+
+
+@pytest.mark.parametrize(("processes", "which"), [(1, 0), (2, 0), (2, 1), (3, 2)])
+def test_a_run_told_to_stop_is_saved_by_all_at_one_step_and_continues_bit_by_bit(processes, which, tmp_path) -> None:
+    config = make_config(tmp_path / "cut", steps=12, batch_size=6, checkpoint_every=100)
+    assert together(lambda: told_to_stop(config, 4, which).fit() and None, processes) == [143] * processes
+    (stopped,) = (config.folder / "checkpoints").iterdir()
+    assert 5 <= int(stopped.name.removeprefix("step-")) <= 8  # at once when alone, else within the lag
+
+    def finish(out: Path) -> None:
+        trainer = shared_trainer(replace(config, out=str(out)))
+        trainer.fit()
+        keep(out, tensors(trainer))
+
+    assert together(lambda: finish(tmp_path / "cut"), processes) == [0] * processes
+    assert together(lambda: finish(tmp_path / "whole"), processes) == [0] * processes
+    for k in range(processes):
+        cut, whole = (load_file(tmp_path / name / f"{k}.safetensors") for name in ("cut", "whole"))
+        assert_same(cut, whole)
+
+
+def test_sigterm_in_the_last_step_changes_nothing(tmp_path) -> None:
+    config = make_config(tmp_path, steps=5, batch_size=6)
+    assert together(lambda: told_to_stop(config, 4, 0).fit() and None, 1) == [0]
+    assert (config.folder / "checkpoints" / "step-00000005").is_dir()
+
+
+def test_outside_of_training_sigterm_is_what_it_was(tmp_path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    make_trainer(make_config(tmp_path, steps=1)).fit()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# Disagreement
+
+
+def test_processes_with_other_options_are_refused_all_of_them(tmp_path, capfd) -> None:
+    def work() -> None:
+        config = make_config(tmp_path, steps=2, batch_size=4)
+        shared_trainer(replace(config, seed=rank())).fit()
+
+    assert together(work, 2) == [1, 1]
+    said = capfd.readouterr().err
+    assert said.count("RuntimeError: the processes differ in the configuration (process 1 from process 0") == 2
+    assert not (tmp_path / "small" / "config.toml").exists()
+
+
+def test_processes_that_see_other_checkpoints_are_refused(tmp_path, capfd) -> None:
+    """As machines do that share no folder."""
+    config = make_config(tmp_path, steps=4, batch_size=4, checkpoint_every=2)
+    make_trainer(config).fit()
+
+    def work() -> None:
+        trainer = shared_trainer(with_train(config, steps=6))
+        if rank():
+            trainer.checkpoints = Checkpoints(tmp_path / "elsewhere", keep=1)
+        trainer.fit()
+
+    assert together(work, 2) == [1, 1]
+    assert "the processes differ in the step to go on from (process 1 from process 0" in capfd.readouterr().err
+
+
+def test_a_run_that_is_being_trained_is_not_trained_twice(tmp_path) -> None:
+    config = make_config(tmp_path, steps=2)
+    seen: list[str] = []
+
+    def load(number: int):
+        if number == 0:
+            with pytest.raises(RuntimeError, match=r"another process is training .*small: wait for it, or give"):
+                make_trainer(config).fit()
+            seen.append("refused")
+        return make_loader(config)(number)
+
+    make_trainer(config, loader=load).fit()
+    assert seen == ["refused"]
+    make_trainer(config).fit()  # free again
+
+
+def test_the_lock_of_a_killed_run_does_not_stay(tmp_path) -> None:
+    config = make_config(tmp_path, steps=3)
+
+    def work() -> None:
+        make_trainer(config, loader=lambda number: os.kill(os.getpid(), signal.SIGKILL)).fit()
+
+    process = start(work)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    make_trainer(config).fit()
+
+
+# Weights sharded over processes (FSDP2)
+
+
+def test_sharded_weights_train_average_save_and_load_as_whole_ones(tmp_path) -> None:
+    """On the CPU, where accelerate leaves sharding out: so by torch itself, around the parts that must stand it."""
+
+    def steps(denoiser: Denoiser, ema: EMA, optimizer: torch.optim.Optimizer, count: int) -> None:
+        for k in range(count):
+            torch.manual_seed(k)
+            x = torch.randn(4, 1, 8, 8)
+            optimizer.zero_grad()
+            denoiser(x, torch.full((4,), 0.5), torch.tensor([0, 1, 2, 3])).square().mean().backward()
+            mask_step(optimizer, torch.tensor(k == 1))
+            optimizer.step()
+            ema.update((k + 1) * 4, 4)
+
+    def make() -> tuple[Denoiser, EMA]:
+        torch.manual_seed(0)
+        denoiser = build_denoiser(make_config(tmp_path, replace(UNET, dropout=0.0)), (1, 8, 8), 3)
+        for p in denoiser.parameters():
+            p.data.normal_(std=0.1)
+        return denoiser, EMA(denoiser, halflife=8, rampup=0)
+
+    optim = OptimConfig(lr=1e-3)
+    denoiser, ema = make()
+    optimizer = make_optimizer(denoiser, optim)
+    steps(denoiser, ema, optimizer, 4)
+    expected = {f"w.{k}": v for k, v in denoiser.state_dict().items()}
+    expected |= {f"a.{k}": v for k, v in ema.denoiser.state_dict().items()}
+
+    def sharded() -> tuple[Denoiser, EMA, torch.optim.Optimizer]:
+        denoiser, ema = make()
+        fully_shard(denoiser, mesh=init_device_mesh("cpu", (2,)))
+        ema.follow(denoiser)
+        return denoiser, ema, make_optimizer(denoiser, optim)
+
+    def work() -> None:
+        distributed.init_process_group("gloo")
+        denoiser, ema, optimizer = sharded()
+        steps(denoiser, ema, optimizer, 4)
+        ema.gather()
+        checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+        checkpoints.save(Progress(step=4), nn.ModuleDict({"d": denoiser}), ema.denoiser, optimizer, write=rank() == 0)
+        distributed.barrier()
+        denoiser, ema, optimizer = sharded()
+        steps(denoiser, ema, optimizer, 1)
+        progress = checkpoints.restore(nn.ModuleDict({"d": denoiser}), ema.denoiser, optimizer)
+        ema.follow(denoiser)
+        assert progress.step == 4
+        found = {f"w.{k}": v.full_tensor() for k, v in denoiser.state_dict().items()}
+        found |= {f"a.{k}": v for k, v in ema.denoiser.state_dict().items()}
+        steps(denoiser, ema, optimizer, 1)
+        keep(tmp_path, found)
+
+    assert together(work, 2) == [0, 0]
+    for k in range(2):
+        found = load_file(tmp_path / f"{k}.safetensors")
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
