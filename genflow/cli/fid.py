@@ -18,7 +18,7 @@ from genflow.data.images import EMBEDDED, ImageData, load_images
 from genflow.denoiser import Denoiser
 from genflow.evaluation.features import FeatureNetwork, load_features
 from genflow.evaluation.metrics import frechet_distance
-from genflow.evaluation.protocol import Measurement, from_model, measure, stats_of
+from genflow.evaluation.protocol import Measurement, figure_label, from_model, measure, stats_of
 from genflow.files import write_text
 from genflow.sampling.generate import choose_times, network_calls
 
@@ -75,7 +75,7 @@ def fid(arguments: Sequence[str], *, prog: str = "genflow fid") -> None:
         features = load_features(name, options.weights, device)
         distance = frechet_distance(stats_of(features, samples.images), stats_of(features, reference.images))
         record = {"distance": distance, "samples": len(samples)}
-        print(f"{_label(name, len(samples))} = {distance:.4f}  ({len(samples)} images of {samples.name})")
+        print(f"{figure_label(name, len(samples))} = {distance:.4f}  ({len(samples)} images of {samples.name})")
     record |= {
         "reference": reference.name,
         "reference_images": len(reference),
@@ -116,7 +116,7 @@ def _of_model(
         return record | asdict(result) | {"distance": result.distance}
     made, _ = draw(range(count))
     distance = frechet_distance(stats_of(features, made.numpy()), stats_of(features, reference.images))
-    print(f"{_label(features.name, count)} = {distance:.4f}  ({how}, seeds 0 to {count - 1})")
+    print(f"{figure_label(features.name, count)} = {distance:.4f}  ({how}, seeds 0 to {count - 1})")
     return record | {"distance": distance, "samples": count}
 
 
@@ -124,18 +124,13 @@ def describe(result: Measurement, data: str, how: str) -> str:
     """Return the figure with all that is needed to read it."""
     spread = statistics.stdev(result.distances)
     lines = [
-        f"{_label(data, result.count)} = {result.distance:.3f}  (mean of {len(result.distances)} seed ranges,"
+        f"{figure_label(data, result.count)} = {result.distance:.3f}  (mean of {len(result.distances)} seed ranges,"
         f" s.d. {spread:.3f}; {how})",
         f"  floor {result.floor_mean:.3f} (real images), memorising ratio {result.memorising:.3f} (real is 1)",
     ]
     if result.accuracy is not None:
         lines[1] += f", asked class {result.accuracy:.1%}"
     return "\n".join(lines)
-
-
-def _label(features: str, count: int) -> str:
-    kind = "FID" if features == "inception" else "FD"
-    return f"{kind}-{count}[{features},uint8]"
 
 
 def _check_shape(shape: Sequence[int], reference: ImageData) -> None:

@@ -11,6 +11,8 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
+from genflow.processes import check_alone
+
 USAGE = """\
 usage: genflow COMMAND ...
 
@@ -20,6 +22,8 @@ commands:
   train RECIPE      train a model, or continue a run: the same command again resumes it
   sample MODEL      write images, one per seed
   fid SAMPLES REF   Fréchet distance of a model, a folder, an .npz file or an embedded set to a reference
+  import WEIGHTS    turn published weights of EDM, rfpp or DiT into a model folder
+  push RUN          share a model with its card on the Hugging Face hub
   demo              train on embedded digits, sample, measure, draw: a few minutes on a CPU
 
 examples:
@@ -27,10 +31,12 @@ examples:
   genflow train tiny-edm --data.path photos/ --data.size 32 --name mine --optim.lr 3e-4
   genflow sample runs/tiny-rf/model --num 64 --steps 4 --out samples/
   genflow fid runs/tiny-rf/model digits --steps 4
+  genflow import edm-cifar10.safetensors --out models/edm-cifar10
+  genflow push runs/mine --repo me/mine --dry-run
 
 genflow COMMAND --help explains every option; genflow --version prints the version.
 """
-COMMANDS = ("train", "sample", "fid", "demo")
+COMMANDS = ("train", "sample", "fid", "import", "push", "demo")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,6 +61,8 @@ def _usage_error() -> int:
 
 
 def _run(command: str, rest: list[str]) -> None:
+    if command not in ("train", "sample"):
+        check_alone(f"genflow {command}")
     match command:
         case "train":
             from genflow.cli.train import train
@@ -68,6 +76,14 @@ def _run(command: str, rest: list[str]) -> None:
             from genflow.cli.fid import fid
 
             fid(rest)
+        case "import":
+            from genflow.cli.import_model import import_model
+
+            import_model(rest)
+        case "push":
+            from genflow.cli.push import push
+
+            push(rest)
         case "demo":
             from genflow.cli.demo import demo
 

@@ -48,6 +48,12 @@ class Measurement:
         return statistics.fmean(self.floor)
 
 
+def figure_label(features: str, count: int, quantisation: str = "uint8") -> str:
+    """Return how a distance is called: FID in Inception features, FD in any other, with the number of samples."""
+    kind = "FID" if features == "inception" else "FD"
+    return f"{kind}-{count}[{features},{quantisation}]"
+
+
 def measure(
     sample: Callable[[range], tuple[Tensor, Tensor | None]],
     train: ImageData,

@@ -1,0 +1,441 @@
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from PIL import Image, PngImagePlugin
+from small import make_config
+
+from genflow import __version__
+from genflow.build import build_denoiser, export
+from genflow.card import model_card, without_local_paths
+from genflow.cli.main import main
+from genflow.cli.models import weights_hash
+from genflow.config import DataConfig
+from genflow.config_files import load_config, to_toml
+from genflow.denoiser import Denoiser
+from genflow.parameterizations import PredictNoise
+from genflow.pipeline import GenflowPipeline
+from genflow.sampling.generate import generate
+from genflow.schedules import DiscreteVP
+
+SECRET = "/home/somebody/hidden"
+SHARED = ["README.md", "config.toml", "denoiser/config.json", "denoiser/diffusion_pytorch_model.safetensors"]
+SHARED += ["model_index.json", "preview.png"]
+
+
+def private_config(folder: Path):
+    """A configuration full of paths that are nobody's business."""
+    config = make_config(folder)
+    data = DataConfig(path=f"{SECRET}/photos", labels=f"{SECRET}/tables/labels.csv", flip=True)
+    return replace(config, name="mine", out=f"{SECRET}/runs", init=f"{SECRET}/runs/parent/model", data=data)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> Path:
+    """What a run leaves, in a place whose name must not be told."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "hidden" / "runs" / "mine"
+    denoiser = build_denoiser(make_config(folder), (1, 8, 8), 3)
+    torch.manual_seed(1)
+    for p in denoiser.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    export(denoiser, folder / "model")
+    versions = f"# genflow {__version__}, python 3.11.7, torch 2.9.0+cpu\n# kept at {SECRET}\n"
+    (folder / "config.toml").write_text(versions + to_toml(private_config(folder)))
+    (folder / "log.jsonl").write_text('{"step": 4, "images": 32}\n{"step": 6, "images": 48}\n')
+    (folder / "checkpoints" / "step-00000005").mkdir(parents=True)
+    (folder / "previews").mkdir()
+    told = PngImagePlugin.PngInfo()
+    told.add_text("Source", SECRET)
+    for step in (3, 5):
+        picture = Image.new("L", (10, 10), step)
+        picture.save(folder / "previews" / f"step-{step:08d}.png", pnginfo=told)
+    return folder
+
+
+def record(model: Path, **changes) -> dict:
+    """What `genflow fid --out` writes of a model, with invented numbers."""
+    made = {"model": f"{SECRET}/runs/mine", "weights": weights_hash(Denoiser.from_pretrained(model)), "first_seed": 0}
+    made |= {"sampler": "euler", "steps": 2, "guidance": 1.0, "network_calls": 2, "memorising": 0.93, "accuracy": 0.5}
+    made |= {"distances": [3.0, 4.0, 5.0], "floor": [1.5, 1.7], "count": 599, "distance": 4.0}
+    made |= {"reference": f"{SECRET}/photos-test", "reference_images": 599, "features": "digits:0123456789abcdef"}
+    return made | {"quantisation": "uint8"} | changes
+
+
+def dry(run: Path, *options: object) -> Path:
+    """Write what would be shared, and return its folder."""
+    out = Path("shared")
+    assert main(["push", str(run), "--repo", "me/mine", "--dry-run", "--out", str(out), *map(str, options)]) == 0
+    return out
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def table(text: str, first: str) -> dict[str, str]:
+    """The first row of the Markdown table whose header begins with `first`."""
+    lines = text.splitlines()
+    start = next(k for k, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    head, row = ([cell.strip() for cell in lines[k].strip("|").split("|")] for k in (start, start + 2))
+    return dict(zip(head, row, strict=True))
+
+
+# What is shared
+
+
+def test_the_shared_folder_holds_the_model_and_loads_as_it_was(run) -> None:
+    out = dry(run)
+    assert names(out) == SHARED
+    seeds, labels = range(3), [0, 1, 2]
+    original = Denoiser.from_pretrained(run / "model")
+    for loaded in (Denoiser.from_pretrained(out), GenflowPipeline.from_pretrained(out).denoiser):
+        assert weights_hash(loaded) == weights_hash(original)
+        assert torch.equal(generate(loaded, seeds, labels=labels), generate(original, seeds, labels=labels))
+    with Image.open(out / "preview.png") as picture:
+        assert picture.getpixel((0, 0)) == 5  # the newest one
+
+
+def test_no_local_path_is_told_anywhere(run) -> None:
+    (run / "fid.json").write_text(json.dumps(record(run / "model")))
+    out = dry(run)
+    content = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    for path, data in content.items():
+        for word in (b"hidden", b"somebody", b"/home", str(run.parent).encode()):
+            assert word not in data, path
+    shared = load_config(out / "config.toml")
+    assert (shared.data.path, shared.data.labels, shared.out, shared.init) == ("photos", "labels.csv", "runs", "parent")
+    assert replace(shared, out="", init="", data=DataConfig()) == replace(
+        load_config(run / "config.toml"), out="", init="", data=DataConfig()
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "shared"),
+    [
+        ("digits", "digits"),
+        ("/home/me/photos", "photos"),
+        ("~/photos/", "photos"),
+        ("../photos", "photos"),
+        ("C:\\Users\\me\\photos", "photos"),
+        ("/home/me/photos.zip", "photos.zip"),
+        ("hf:owner/name", "hf:owner/name"),
+        ("hf:/home/me/photos", "hf:photos"),
+        ("hf:owner/name?split=all&image=img", "hf:owner/name?split=all&image=img"),
+        ("hf:name", "hf:name"),
+        ("hf:/home/me/photos?label=", "hf:photos?label="),
+        ("hf:local/photos", "hf:photos"),
+    ],
+)
+def test_data_are_named_without_the_way_to_them(given: str, shared: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "local").mkdir()
+    config = without_local_paths(replace(make_config(tmp_path), data=DataConfig(path=given)))
+    assert config.data.path == shared
+    assert without_local_paths(config) == config
+
+
+@pytest.mark.parametrize(
+    ("given", "shared"),
+    [("", ""), ("owner/name", "owner/name"), ("runs/old/model", "old"), ("/x/y/", "y"), ("local/model", "local")],
+)
+def test_the_model_started_from_is_named_without_the_way_to_it(given, shared, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "local").mkdir()
+    assert without_local_paths(replace(make_config(tmp_path), init=given)).init == shared
+
+
+# The card
+
+
+def test_the_card_says_what_the_model_is(run) -> None:
+    card = ModelCard.load(dry(run, "--license", "cc-by-4.0") / "README.md")
+    data = card.data.to_dict()
+    assert data["license"] == "cc-by-4.0"
+    assert data["library_name"] == "genflow"
+    assert data["pipeline_tag"] == "unconditional-image-generation"
+    assert not {"datasets", "base_model", "model-index"} & data.keys()
+    row = table(card.text, "schedule")
+    denoiser = Denoiser.from_pretrained(run / "model")
+    assert row["schedule"] == "`Linear()`"
+    assert row["parameterization"] == "`PredictVelocity(sigma_data=1.0)`"
+    assert row["objective"] == "`Regression(times=Uniform(), label_dropout=0.1)`"
+    assert row["parameters"] == f"{sum(p.numel() for p in denoiser.parameters()):,}"
+    for fact in (
+        "arXiv 2209.03003",
+        "8x8 grey images, 3 classes",
+        "`photos`; the number of images is not recorded; 3 classes; half of the images mirrored",
+        "5 steps of 8 images, 40 images in all; the recipe asks for 8 steps. It started from the weights of `parent`.",
+        f"genflow {__version__}, python 3.11.7, torch 2.9.0+cpu; shared by genflow {__version__}",
+        "after step 5",
+        "License: cc-by-4.0.",
+        "The quality of its images has not been measured.",
+        "Whether it reproduces training images has not been measured.",
+    ):
+        assert fact in card.text
+    recipe = re.search(r"```toml\n(.*?)```", card.text, flags=re.DOTALL)
+    assert recipe is not None
+    shared = (run.parents[2] / "shared" / "config.toml").read_text()
+    assert shared.endswith(recipe[1])
+
+
+def test_names_on_the_hub_are_linked_and_a_license_is_not_invented(run) -> None:
+    config = private_config(run)
+    public = replace(config, init="owner/start", data=DataConfig(path="hf:owner/images?split=all"))
+    (run / "config.toml").write_text(to_toml(public))
+    card = ModelCard.load(dry(run) / "README.md")
+    data = card.data.to_dict()
+    assert data["datasets"] == ["owner/images"]
+    assert data["base_model"] == "owner/start"
+    assert "license" not in data
+    assert "has not chosen a license" in card.text
+
+
+def test_an_embedded_set_is_counted(run) -> None:
+    (run / "config.toml").write_text(to_toml(replace(private_config(run), data=DataConfig(path="digits"))))
+    text = (dry(run) / "README.md").read_text()
+    assert "`digits`, a set that comes with genflow; 1,198 training images; 3 classes." in text
+    assert "terms under which" not in text
+
+
+def test_the_python_of_the_card_runs(run, monkeypatch) -> None:
+    out = dry(run)
+    block = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(), flags=re.DOTALL)
+    assert block is not None
+    assert len([line for line in block[1].splitlines() if line]) == 5
+    assert block[1].count('"me/mine"') == 1
+    made: dict = {}
+    exec(compile(block[1].replace("me/mine", str(out)), "README.md", "exec"), made)
+    assert made["images"].shape == (16, 1, 8, 8)
+    with Image.open("samples.png") as picture:
+        assert picture.width > 4 * 48
+
+
+def test_a_bare_model_is_shared_with_what_is_known(run) -> None:
+    out = dry(run / "model")
+    assert names(out) == [name for name in SHARED if name not in ("config.toml", "preview.png")]
+    text = (out / "README.md").read_text()
+    assert text.count("Not recorded with the model.") == 2
+    assert table(text, "schedule")["objective"] == "not recorded"
+    assert "preview.png" not in text
+    again = Path("again")  # what was shared can be shared again
+    assert main(["push", str(out), "--repo", "me/other", "--dry-run", "--out", str(again)]) == 0
+    assert names(again) == names(out)
+
+
+def test_a_long_table_of_betas_is_written_by_its_ends(run) -> None:
+    backbone = Denoiser.from_pretrained(run / "model").backbone
+    denoiser = Denoiser(backbone, DiscreteVP(), PredictNoise(), image_shape=(1, 8, 8), num_classes=3)
+    text = model_card(denoiser, "me/mine", training=None, figures=[], license="", preview="")
+    assert table(text, "schedule")["schedule"] == "`DiscreteVP(betas=1000 from 0.0001 to 0.02)`"
+    assert "arXiv 2006.11239" in text
+
+
+# Figures
+
+
+def test_a_figure_stands_with_its_protocol_in_text_and_front_matter(run, capsys) -> None:
+    (run / "fid.json").write_text(json.dumps(record(run / "model")))
+    (run / "notes.json").write_text('{"distance": 1}')  # not a figure of a model
+    other = Path("more.json")
+    few = record(run / "model", samples=100, distance=7.25, steps=1, guidance=1.5, features="inception:ab" + "c" * 62)
+    for key in ("count", "distances", "floor", "memorising", "accuracy"):
+        del few[key]
+    other.write_text(json.dumps(few))
+    card = ModelCard.load(dry(run, "--figures", other, run / "fid.json") / "README.md")
+    results = vars(card.data)["eval_results"]
+    assert {(r.metric_type, r.metric_name, r.metric_value) for r in results} == {
+        ("fid", "FID-100[inception,uint8]", 7.25),
+        ("frechet-distance", "FD-599[digits,uint8]", 4.0),
+    }
+    whole = next(r for r in results if r.metric_value == 4.0)
+    assert whole.dataset_name == "photos-test"
+    assert whole.metric_args == {
+        "sampler": "euler",
+        "steps": 2,
+        "network_calls": 2,
+        "guidance": 1.0,
+        "first_seed": 0,
+        "reference": "photos-test",
+        "reference_images": 599,
+        "features": "digits:0123456789ab",
+        "quantisation": "uint8",
+        "seed_ranges": 3,
+        "standard_deviation": 1.0,
+        "floor_of_real_images": 1.6,
+        "memorising_ratio": 0.93,
+        "asked_class": 0.5,
+    }
+    shown = table(card.text, "figure")
+    assert (shown["figure"], shown["value"]) == ("FID-100[inception,uint8]", "7.2500")
+    for part in ("sampler euler; steps 1; network calls 2; guidance 1.5", "reference images 599", "quantisation uint8"):
+        assert part in shown["protocol"]
+    assert "has not been measured" not in card.text
+
+
+def test_what_fid_writes_is_accepted(run) -> None:
+    assert main(["fid", str(run), str(photos(run)), "--features", "digits", "--out", str(run / "fid.json")]) == 0
+    text = (dry(run) / "README.md").read_text()
+    value = json.loads((run / "fid.json").read_text())["distance"]
+    assert table(text, "figure")["value"] == f"{value:.4f}"
+
+
+def photos(run: Path) -> Path:
+    folder = run.parent / "photos"
+    for k in range(3):
+        for n in range(70):
+            (folder / str(k)).mkdir(parents=True, exist_ok=True)
+            Image.frombytes("L", (8, 8), torch.randint(256, (64,), dtype=torch.uint8).numpy().tobytes()).save(
+                folder / str(k) / f"{n}.png"
+            )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"weights": "0" * 64}, "holds figures of another model"),
+        ({"weights": None}, "holds figures of another model"),
+        ({"sampler": ...}, "lacks sampler, without which"),
+        ({"count": ..., "features": ...}, "lacks features and samples"),
+        ({"distance": ...}, "is not a figure"),
+        ({"weights": ...}, "measured a folder of images, not a model"),
+    ],
+)
+def test_figures_that_cannot_be_told_are_refused(changes, said, run, capsys) -> None:
+    made = record(run / "model", **changes)
+    Path("figure.json").write_text(json.dumps({k: v for k, v in made.items() if v is not ...}))
+    assert said in refused(capsys, run, "--dry-run", "--figures", "figure.json")
+    Path("figure.json").unlink()
+
+
+def test_figures_of_another_model_in_the_run_are_refused_too(run, capsys) -> None:
+    (run / "fid.json").write_text(json.dumps(record(run / "model", weights="0" * 64)))
+    message = refused(capsys, run, "--dry-run")
+    assert "fid.json holds figures of another model" in message
+
+
+# Refusals
+
+
+def refused(capsys, run: object, *options: object, repo: str = "me/mine") -> str:
+    """Run the command, and return the one line in which it refuses; nothing is left behind."""
+    before = set(Path.cwd().rglob("*"))
+    code = main(["push", str(run), "--repo", repo, *map(str, options)])
+    shown = capsys.readouterr()
+    assert (code, shown.out) == (2, ""), shown
+    assert shown.err.startswith("genflow: ")
+    assert shown.err.count("\n") == 1
+    assert set(Path.cwd().rglob("*")) == before
+    return shown.err
+
+
+@pytest.mark.parametrize(
+    "repo", ["mine", "a/b/c", "me/", "/mine", "me/mi ne", "me/a--b", "me/" + "x" * 100, "me/x.git"]
+)
+def test_a_malformed_repository_is_refused(repo: str, run, capsys) -> None:
+    assert "is not OWNER/NAME" in refused(capsys, run, "--dry-run", repo=repo)
+
+
+def test_what_cannot_be_shared_is_refused(run, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    (tmp_path / "empty").mkdir()
+    (run / "hub").mkdir()
+    (tmp_path / "bad.json").write_text("{")
+    assert "there is no run nowhere" in refused(capsys, "nowhere", "--dry-run")
+    assert "empty holds no model" in refused(capsys, "empty", "--dry-run")
+    assert "hub exists: remove it, or give another --out" in refused(capsys, run, "--dry-run")
+    assert "--out is where --dry-run writes" in refused(capsys, run, "--out", "x")
+    assert "--license 'my own' is not" in refused(capsys, run, "--dry-run", "--out", "x", "--license", "my own")
+    assert "bad.json is not JSON" in refused(capsys, run, "--dry-run", "--out", "x", "--figures", "bad.json")
+    assert "cannot read absent.json" in refused(capsys, run, "--dry-run", "--out", "x", "--figures", "absent.json")
+    assert "run `hf auth login`" in refused(capsys, run)
+
+
+def test_a_dry_run_writes_beside_the_run_and_lists_it(run, capsys) -> None:
+    assert main(["push", str(run), "--repo", "me/mine", "--private", "--dry-run"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == f"{run / 'hub'}: what would be uploaded to me/mine (private)"
+    assert [line.split()[0] for line in shown[1:]] == SHARED
+
+
+# The hub
+
+
+@pytest.fixture
+def hub(monkeypatch) -> SimpleNamespace:
+    """A hub that notes what it is asked for."""
+    noted = SimpleNamespace(created=[], uploaded=[], files=[], private=False, error=None)
+
+    class Api:
+        def __init__(self, **options) -> None:
+            pass
+
+        def create_repo(self, repo_id: str, **options) -> str:
+            if noted.error is not None:
+                raise noted.error
+            noted.created.append((repo_id, options))
+            return f"https://huggingface.co/{repo_id}"
+
+        def model_info(self, repo_id: str) -> SimpleNamespace:
+            return SimpleNamespace(private=noted.private)
+
+        def upload_folder(self, *, folder_path, **options) -> None:
+            noted.uploaded.append(options)
+            noted.files = names(Path(folder_path))
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "a token")
+    return noted
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_push_creates_the_repository_and_uploads_the_folder_once(private: bool, run, hub, capsys) -> None:
+    hub.private = private
+    before = names(run)
+    assert main(["push", str(run), "--repo", "me/mine", *(["--private"] if private else [])]) == 0
+    assert hub.created == [("me/mine", {"private": private or None, "exist_ok": True})]
+    assert [(u["repo_id"], u["delete_patterns"]) for u in hub.uploaded] == [("me/mine", ["denoiser/*"])]
+    assert hub.files == SHARED
+    assert names(run) == before
+    assert capsys.readouterr().out == "https://huggingface.co/me/mine: 6 files uploaded\n"
+
+
+def test_what_should_be_private_is_not_uploaded_to_a_public_repository(run, hub, capsys) -> None:
+    assert "me/mine exists and is public" in refused(capsys, run, "--private")
+    assert hub.uploaded == []
+
+
+def answer(status: int) -> HfHubHTTPError:
+    response: Any = SimpleNamespace(headers={}, request=None, status_code=status)
+    return HfHubHTTPError(f"{status} Client Error\nYou may not do that.", response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (answer(401), "the hub refused me/mine (401): the token is not valid: run `hf auth login`"),
+        (answer(403), "the hub refused me/mine (403): 403 Client Error"),
+        (LocalTokenNotFoundError("Token is required"), "the hub wants a token: run `hf auth login`"),
+        (OfflineModeIsEnabled("offline mode is enabled"), "cannot reach the hub (offline mode is enabled)"),
+        (HfHubHTTPError.__mro__[1]("no route to host"), "cannot reach the hub (no route to host)"),
+    ],
+    ids=["401", "403", "no token", "offline", "no network"],
+)
+def test_what_the_hub_does_not_take_is_said_in_one_line(error, said, run, hub, capsys) -> None:
+    hub.error = error
+    assert said in refused(capsys, run)
+    assert hub.uploaded == []
+
+
+def test_the_real_client_says_that_it_is_offline(run, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "a token")
+    assert "cannot reach the hub" in refused(capsys, run)
