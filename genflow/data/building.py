@@ -8,7 +8,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,13 +33,15 @@ class Encoded:
 
     Args:
         where: their folder, zip or data set, for messages.
-        names: what to call each image in messages.
+        count: how many.
+        name: what to call image k in messages (a list of a million paths would take a lot of memory).
         read: the bytes of image k; raises ``OSError`` if they cannot be had. Called by threads.
         identity: what names their content, in hexadecimal: other bytes, another identity.
     """
 
     where: str
-    names: Sequence[str]
+    count: int
+    name: Callable[[int], str]
     read: Callable[[int], bytes]
     identity: str
 
@@ -70,22 +72,22 @@ def _decode_into(folder: Path, encoded: Encoded, decoding: Decoding) -> None:
 
     (Pages of a memory map count as memory until they are written, and a full disk then ends the process.)
     """
-    count = len(encoded.names)
-    first: tuple[str, _Pixels] | None = None
+    count = encoded.count
+    first: tuple[int, _Pixels] | None = None
     broken: list[str] = []
     decoded = tqdm(_all_decoded(encoded, decoding), "decoding", count, leave=False, disable=count <= 2000)
     with (folder / IMAGES).open("wb", buffering=2**20) as file:
-        for name, pixels in zip(encoded.names, decoded, strict=True):
+        for index, pixels in enumerate(decoded):
             if isinstance(pixels, Broken):
                 broken.append(str(pixels))
                 continue
             if first is None:
-                first = name, pixels
+                first = index, pixels
                 _check_room(folder, count * pixels.nbytes)
                 header = {"descr": "|u1", "fortran_order": False, "shape": (count, *pixels.shape)}
                 np.lib.format.write_array_header_1_0(file, header)
             elif pixels.shape != first[1].shape:
-                raise Refused(_difference(name, pixels, *first))
+                raise Refused(_difference(encoded.name(index), pixels, encoded.name(first[0]), first[1]))
             if not broken:
                 file.write(pixels.data)
     if broken:
@@ -99,7 +101,7 @@ def _decode_into(folder: Path, encoded: Encoded, decoding: Decoding) -> None:
 
 def _all_decoded(encoded: Encoded, decoding: Decoding) -> Iterator[_Pixels | Broken]:
     """Results in order, a bounded way ahead; Pillow lets go of Python's lock while it decodes."""
-    count, first = len(encoded.names), _decoded(encoded, decoding, 0)
+    count, first = encoded.count, _decoded(encoded, decoding, 0)
     size = 1 if isinstance(first, Broken) else max(1, min(64, _GROUP_BYTES // first.nbytes))
 
     def group(start: int) -> list[_Pixels | Broken]:
@@ -108,7 +110,8 @@ def _all_decoded(encoded: Encoded, decoding: Decoding) -> Iterator[_Pixels | Bro
     pool = ThreadPoolExecutor(_THREADS)
     pending: collections.deque[Future[list[_Pixels | Broken]]] = collections.deque()
     try:
-        for start in range(0, count, size):
+        yield first
+        for start in range(1, count, size):
             pending.append(pool.submit(group, start))
             if len(pending) == _AHEAD:
                 yield from pending.popleft().result()
@@ -119,7 +122,7 @@ def _all_decoded(encoded: Encoded, decoding: Decoding) -> Iterator[_Pixels | Bro
 
 
 def _decoded(encoded: Encoded, decoding: Decoding, index: int) -> _Pixels | Broken:
-    name = encoded.names[index]
+    name = encoded.name(index)
     try:
         return decode(encoded.read(index), name, decoding)
     except Broken as error:
@@ -135,10 +138,10 @@ def _check_room(folder: Path, needed: int) -> None:
 
 
 def _bytes_needed(encoded: Encoded, decoding: Decoding) -> int:
-    for index in range(len(encoded.names)):
+    for index in range(encoded.count):
         pixels = _decoded(encoded, decoding, index)
         if not isinstance(pixels, Broken):
-            return len(encoded.names) * pixels.nbytes
+            return encoded.count * pixels.nbytes
     return 0
 
 

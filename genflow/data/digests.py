@@ -24,11 +24,13 @@ import numpy.typing as npt
 from genflow.files import atomic_file
 
 DIGEST_BYTES = 16
+HELD_BYTES = 2**25
 _SETTLED_NS = 2 * 10**9
 _BLOCK = 2**20
 _GROUP = 64  # files a task
 
-_Memo = dict[str, tuple[tuple[int, ...], bytes]]
+_NO_STATS, _NO_DIGESTS = np.zeros((0, 4), np.int64), np.zeros((0, DIGEST_BYTES), np.uint8)
+_Memo = tuple[dict[str, int], npt.NDArray[np.int64], npt.NDArray[np.uint8]]  # rows by name, stats, digests
 
 
 def digest(content: bytes) -> bytes:
@@ -36,64 +38,78 @@ def digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
 
 
-def digest_files(root: Path, files: Sequence[str], cache: Path) -> list[bytes]:
-    """Return the digest of each file, given relative to ``root``; b"" of one that cannot be read.
+def digest_files(
+    root: Path, files: Sequence[str], cache: Path, held: dict[int, bytes] | None = None
+) -> npt.NDArray[np.uint8]:
+    """Return the digests (N, 16) of files given relative to ``root``; zeros for one that cannot be read.
 
-    The memo lies in ``cache``; if it cannot be written there, every file is read every time.
+    What is read is left in ``held`` by place, up to ``HELD_BYTES`` of it, so that it need not be read again. The memo
+    lies in ``cache``; if it cannot be written there, every file is read every time.
     """
-    return _digests(root, files, _place(root, cache))
+    return _digests(str(root), files, _place(root, cache), held)
 
 
 def digest_file(path: Path, cache: Path) -> bytes:
-    """Return the digest of one file, by a memo of its own; b"" if it cannot be read."""
-    return _digests(path.parent, [path.name], _place(path, cache))[0]
+    """Return the digest of one file, by a memo of its own; zeros if it cannot be read."""
+    return _digests(str(path.parent), [path.name], _place(path, cache), None).tobytes()
 
 
 def _place(path: Path, cache: Path) -> Path:
     return cache / "digests" / f"{digest(os.fsencode(path.resolve())).hex()}.npz"
 
 
-def _digests(root: Path, files: Sequence[str], place: Path) -> list[bytes]:
-    memo = _read(place)
+def _digests(root: str, files: Sequence[str], place: Path, held: dict[int, bytes] | None) -> npt.NDArray[np.uint8]:
+    rows, old_stats, old_digests = _read(place)
     now = time.time_ns()
-    paths = [os.path.join(root, file) for file in files]  # a Path for each would take longer than reading it
-    stats = [_stat(path) for path in paths]
-    found = [memo[f][1] if f in memo and memo[f][0] == s else None for f, s in zip(files, stats, strict=True)]
-    changed = [index for index, known in enumerate(found) if known is None]
-    if not changed and len(memo) == len(files):
-        return [known for known in found if known is not None]
+    stats = np.zeros((len(files), 4), np.int64)  # arrays: a million tuples would take a lot of memory
+    for index, file in enumerate(files):
+        stats[index] = _stat(os.path.join(root, file))
+    row = np.array([rows.get(file, -1) for file in files], np.int64)
+    known = row >= 0
+    known[known] = (old_stats[row[known]] == stats[known]).all(axis=1)
+    digests = np.zeros((len(files), DIGEST_BYTES), np.uint8)
+    digests[known] = old_digests[row[known]]
+    if known.all() and len(rows) == len(files):
+        return digests
 
-    def read(group: Sequence[int]) -> list[bytes]:
-        return [_digest(paths[index]) for index in group]
+    changed: list[int] = np.flatnonzero(~known).tolist()
+    room = int((np.cumsum(stats[changed, 0]) <= HELD_BYTES).sum())
+    last = changed[room - 1] if room and held is not None else -1  # of those that are held
+
+    def read(group: list[int]) -> bytes:
+        return b"".join(
+            _digest(os.path.join(root, files[index]), held if index <= last else None, index) for index in group
+        )
 
     groups = [changed[start : start + _GROUP] for start in range(0, len(changed), _GROUP)]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for group, values in zip(groups, pool.map(read, groups), strict=True):
-            for index, value in zip(group, values, strict=True):
-                found[index] = value
-    digests = [value or b"" for value in found]
-    settled = [i for i, stat in enumerate(stats) if digests[i] and stat and max(stat[1:3]) < now - _SETTLED_NS]
+            digests[group] = np.frombuffer(values, np.uint8).reshape(-1, DIGEST_BYTES)
+    settled: list[int] = np.flatnonzero(digests.any(axis=1) & (stats[:, 1:3].max(axis=1) < now - _SETTLED_NS)).tolist()
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time at each start, nothing else
-        _write(place, [files[i] for i in settled], [stats[i] for i in settled], [digests[i] for i in settled])
+        _write(place, [files[index] for index in settled], stats[settled], digests[settled])
     return digests
 
 
-def _stat(path: str) -> tuple[int, ...]:
+def _stat(path: str) -> tuple[int, int, int, int]:
     try:
         stat = os.stat(path)
     except OSError:
-        return ()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+        return 0, 0, 0, 0
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino & (2**63 - 1)  # some are unsigned
 
 
-def _digest(path: str) -> bytes:
+def _digest(path: str, held: dict[int, bytes] | None, index: int) -> bytes:
     try:
         with open(path, "rb", buffering=0) as file:
+            if held is not None:
+                held[index] = content = file.read()
+                return digest(content)
             state = hashlib.blake2b(digest_size=DIGEST_BYTES)
             while block := file.read(_BLOCK):
                 state.update(block)
     except OSError:
-        return b""
+        return bytes(DIGEST_BYTES)
     return state.digest()
 
 
@@ -101,19 +117,15 @@ def _read(path: Path) -> _Memo:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             names = file["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")
-            stats: npt.NDArray[np.int64] = file["stats"]
-            digests = file["digests"].astype(np.uint8).tobytes()
+            stats, digests = file["stats"], file["digests"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return {}  # not there yet, or damaged: every file is read
-    pieces = (digests[start : start + DIGEST_BYTES] for start in range(0, len(digests), DIGEST_BYTES))
-    return {n: (tuple(s), d) for n, s, d in zip(names, stats.tolist(), pieces, strict=False)}
+        names, stats, digests = [], _NO_STATS, _NO_DIGESTS  # not there yet, or damaged: every file is read
+    if stats.shape != (len(names), 4) or digests.shape != (len(names), DIGEST_BYTES):
+        names, stats, digests = [], _NO_STATS, _NO_DIGESTS
+    return {name: row for row, name in enumerate(names)}, stats, digests
 
 
-def _write(path: Path, names: list[str], stats: list[tuple[int, ...]], digests: list[bytes]) -> None:
+def _write(path: Path, names: list[str], stats: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8]) -> None:
+    joined = np.frombuffer("\0".join(names).encode("utf-8", "surrogateescape"), np.uint8)
     with atomic_file(path) as partial, partial.open("wb") as file:
-        np.savez(
-            file,
-            names=np.frombuffer("\0".join(names).encode("utf-8", "surrogateescape"), np.uint8),
-            stats=np.array(stats, np.int64).reshape(-1, 4),
-            digests=np.frombuffer(b"".join(digests), np.uint8),
-        )
+        np.savez(file, names=joined, stats=stats, digests=digests)

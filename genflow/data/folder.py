@@ -49,17 +49,23 @@ def image_folder(
         str(root), files, folders, labels, (lambda name: read_labels_file(root / name)) if own_labels else None
     )
     kept = cache_folder(cache)
-    names = [os.path.join(root, file) for file in listing.files]
-    digests = digest_files(root, listing.files, kept)
+    held: dict[int, bytes] = {}
+    digests = digest_files(root, listing.files, kept, held)
+
+    def name(index: int) -> str:
+        return os.path.join(root, listing.files[index])
 
     def read(index: int) -> bytes:
-        with open(names[index], "rb", buffering=0) as file:
+        content = held.pop(index, None)
+        if content is not None:
+            return content
+        with open(name(index), "rb", buffering=0) as file:
             content = file.read()
-        if digest(content) != digests[index]:
+        if digest(content) != digests[index].tobytes():
             raise OSError("it changed while it was read")
         return content
 
-    encoded = Encoded(str(root), names, read, digest(b"".join(digests)).hex())
+    encoded = Encoded(str(root), len(listing.files), name, read, digest(digests.tobytes()).hex())
     images, key = decode_once(encoded, decoding, kept)
     return ImageData.labelled(images, listing.labels, listing.class_names, root.resolve().name, key)
 

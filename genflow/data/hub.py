@@ -59,9 +59,8 @@ def hub_images(
     image = image_column(source, rows, options.get("image"))
     labels, class_names = read_labels(source, rows, label_column(source, rows, options.get("label")))
     where = f"{PREFIX}{name} ({part})"
-    names = [f"{where} row {index}" for index in range(len(rows))]
     identity = digest("\0".join((content or rows._fingerprint, part, image)).encode()).hex()
-    encoded = Encoded(where, names, image_reader(source, rows, image), identity)
+    encoded = Encoded(where, len(rows), lambda k: f"{where} row {k}", image_reader(source, rows, image), identity)
     images, key = decode_once(encoded, decoding, kept)
     return ImageData.labelled(images, labels, class_names, f"{Path(name).name}-{part}", key)
 
@@ -119,7 +118,7 @@ def _content(path: Path, cache: Path) -> str:
     if path.is_file():
         return digest_file(path, cache).hex()
     files = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    return digest("\0".join(files).encode() + b"".join(digest_files(path, files, cache))).hex()
+    return digest("\0".join(files).encode() + digest_files(path, files, cache).tobytes()).hex()
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def list_images(
     Raises:
         ValueError: no images, images both directly inside and in sub-folders, labels that do not fit.
     """
-    ordered = tuple(sorted(files, key=lambda path: path.split("/")))
+    ordered = tuple(sorted(files, key=lambda path: path.replace("/", "\0")))  # folder by folder
     if not ordered:
         raise ValueError(f"{where} holds no images (looked for {', '.join(SUFFIXES)})")
     if labels:

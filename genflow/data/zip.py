@@ -57,8 +57,9 @@ def image_zip(
         kept = cache_folder(cache)
         whole = digest_file(path, kept)
         identity = digest(whole + "\0".join(listing.files).encode("utf-8", "surrogatepass")).hex()
-        names = [f"{path}/{root}{name}" for name in listing.files]
-        images, key = decode_once(Encoded(str(path), names, read, identity), decoding, kept)
+        name = lambda index: f"{path}/{root}{listing.files[index]}"
+        encoded = Encoded(str(path), len(listing.files), name, read, identity)
+        images, key = decode_once(encoded, decoding, kept)
     return ImageData.labelled(images, listing.labels, listing.class_names, path.stem, key)
 
 

@@ -104,14 +104,14 @@ class Trainer:
     def _lock(self) -> contextlib.AbstractContextManager[object]:
         """Hold the run against other commands until this process ends, in whatever way."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
+        path = self.folder.with_name(f".{self.folder.name}.lock")
         try:
-            return FileLock(self.folder.with_name(f".{self.folder.name}.lock")).acquire(timeout=0)
+            return FileLock(path).acquire(timeout=0)
         except Timeout:
             raise RuntimeError(
-                f"another process is training {self.folder}: wait for it, or give this run another --name"
+                f"another process is training {self.folder}: wait for it, or give this run another --name (if there is"
+                f" none, as after a kill on a file system without locks, remove {path})"
             ) from None
-        except NotImplementedError:  # a file system without locks
-            return contextlib.nullcontext()
 
     def _run(self, progress: Progress, interruption: Interruption) -> None:
         best = progress.best

@@ -175,7 +175,8 @@ def main() -> None:
             line("first of a second start", mine[2], plain[0], workers[0]),
             line("later", mine[1], plain[1], workers[1]),
             "",
-            "Memory that building the cache takes at its height:",
+            "Memory that building the cache takes at its height: names and digests, pixels in work, and up to 32 MiB of"
+            " files, which are not read twice.",
             "",
             "| images | pixels, MiB | peak, MiB |",
             "|---|---|---|",
