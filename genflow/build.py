@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from genflow.config import (
@@ -102,6 +103,7 @@ def build_backbone(
                 adaptive_norm=config.adaptive_norm,
                 head_channels=config.head_channels,
                 decoder_attention=config.decoder_attention,
+                embedding_multiplier=config.embedding_multiplier,
                 augment_dim=augment_dim,
             )
         case DiTConfig():
@@ -115,6 +117,7 @@ def build_backbone(
                 width=config.width,
                 depth=config.depth,
                 heads=config.heads,
+                mlp_ratio=config.mlp_ratio,
                 dropout=config.dropout,
             )
 
@@ -145,8 +148,8 @@ def build_parameterization(config: Config) -> Parameterization:
             return PredictV()
         case PredictVelocityConfig():
             return PredictVelocity()
-        case KarrasConfig(sigma_data=sigma_data):
-            return Karras(sigma_data=sigma_data)
+        case KarrasConfig(sigma_data=sigma_data, level_min=level_min, level_max=level_max):
+            return Karras(sigma_data=sigma_data, level_min=level_min, level_max=level_max)
 
 
 def build_times(config: Config, schedule: Schedule) -> TimeDistribution:
@@ -185,8 +188,17 @@ def build_denoiser(config: Config, image_shape: tuple[int, int, int], num_classe
     )
     resumes = any((config.folder / "checkpoints").glob("step-*"))
     if config.init and not resumes:
-        load_weights(denoiser, Denoiser.from_pretrained(config.init))
+        load_weights(denoiser, _load_start(config.init))
     return denoiser
+
+
+def _load_start(init: str) -> Denoiser:
+    """Load the model to start from: of the hub only by ``hf:``, so that a run's file tells what it was anywhere."""
+    if init.startswith("hf:"):
+        return Denoiser.from_pretrained(init.removeprefix("hf:"))
+    if not Path(init).is_dir():
+        raise ValueError(f"init {init} is not a folder: give a saved model's, or hf:OWNER/NAME for one on the hub")
+    return Denoiser.from_pretrained(init)
 
 
 def _check_pair(config: Config) -> None:
@@ -229,7 +241,22 @@ def load_weights(denoiser: Denoiser, source: Denoiser) -> None:
             f"the model to start from has another network: {len(wrong)} of its weights do not fit, such as"
             f" {min(wrong)}; give [backbone] the values that its config.json lists"
         )
+    _check_arguments(denoiser, source)
     denoiser.load_state_dict(given)
+
+
+def _check_arguments(denoiser: Denoiser, source: Denoiser) -> None:
+    """Refuse networks whose weights have the same shapes and which compute something else, such as other heads."""
+    given, wanted = (dict(d.config["network"]["arguments"]) for d in (source, denoiser))
+    if given.get("fourier_scale") and wanted.get("fourier_scale"):  # the frequencies come with the weights
+        given["fourier_scale"] = wanted["fourier_scale"]
+    free = {"num_classes", "augment_dim", "dropout", "image_size"}
+    other = [name for name in given if name in wanted and name not in free and given[name] != wanted[name]]
+    if other:
+        raise ValueError(
+            f"the model to start from has another network: its {' and '.join(other)} differ, such as {other[0]}"
+            f" {given[other[0]]} (here {wanted[other[0]]}); give [backbone] the values that its config.json lists"
+        )
 
 
 def build_objective(config: Config, denoiser: Denoiser) -> Objective:
@@ -241,28 +268,34 @@ def build_objective(config: Config, denoiser: Denoiser) -> Objective:
 def build_trainer(config: Config) -> Trainer:
     """Return a trainer that is ready to ``fit``; raises before anything is written if the parts do not fit together."""
     accelerator = make_accelerator(config)
-    parts = parts_of(config.train, accelerator.num_processes)
+    parts_of(config.train, accelerator.num_processes)  # refuses a batch that cannot be shared before images are read
     data = build_data(config.data)
-    agree("the training images", data.fingerprint, accelerator)
+    agree("the training images", {"their fingerprint": data.fingerprint}, accelerator)
     denoiser = build_denoiser(config, data.image_shape, data.num_classes)
     objective = build_objective(config, denoiser)
-    loader = ImageLoader(
+    return Trainer(
+        objective,
+        build_loader(config, data, accelerator),
+        config,
+        accelerator=accelerator,
+        images=data.fingerprint,
+        augment=Augmentation(config.data.augment) if config.data.augment else None,
+        preview=preview,
+        evaluate=_Distance(data, config.data.path, accelerator.device) if config.train.evaluate_every else None,
+        export=export,
+    )
+
+
+def build_loader(config: Config, data: ImageData, accelerator: Accelerator) -> ImageLoader:
+    """Return the loader of this process's share of every batch."""
+    parts = parts_of(config.train, accelerator.num_processes)
+    return ImageLoader(
         data,
         batch_size=config.train.batch_size // (parts * accelerator.num_processes),
         seed=config.seed,
         flip=config.data.flip,
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
-    )
-    return Trainer(
-        objective,
-        loader,
-        config,
-        accelerator=accelerator,
-        augment=Augmentation(config.data.augment) if config.data.augment else None,
-        preview=preview,
-        evaluate=_Distance(data, config.data.path, accelerator.device) if config.train.evaluate_every else None,
-        export=export,
     )
 
 

@@ -25,7 +25,7 @@ class DataConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     path: str = "digits"
-    """digits, mnist5k or shapes (embedded); a folder or zip of images; an .npz file; hf:NAME or hf:PATH (datasets)."""
+    """digits, mnist5k or shapes (embedded); a folder or zip of images; an .npz file; hf:NAME on the hub, hf:./PATH on disk."""
     labels: str = ""
     """File that labels a folder's or zip's images: EDM's dataset.json or a CSV of file,label; "" looks in the data."""
     size: Annotated[int, Field(ge=0)] = 0
@@ -74,6 +74,8 @@ class UNetConfig:
     """Channels of an attention head (ADM 64); 0 uses heads."""
     decoder_attention: Literal["last", "every"] = "last"
     """Which of a resolution's decoder blocks attend (ADM every)."""
+    embedding_multiplier: Positive = 4
+    """Width of the conditioning vector, in multiples of width."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,8 @@ class DiTConfig:
     """Blocks (S 12, B 12, L 24, XL 28)."""
     heads: Positive = 6
     """Attention heads (S 6, B 12, L 16, XL 16)."""
+    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    """Hidden width of the MLPs, in multiples of width."""
     dropout: Share = 0.0
     """Share of activations dropped in blocks."""
 
@@ -195,6 +199,10 @@ class KarrasConfig:
     type: Literal["Karras"] = "Karras"
     sigma_data: Annotated[float, Field(gt=0)] = 0.5
     """Standard deviation of the data, in [-1, 1] units."""
+    level_min: Annotated[float, Field(gt=0)] = 0.002
+    """Lowest noise level that the network is told; lower ones look like it."""
+    level_max: Annotated[float, Field(gt=0)] = 80.0
+    """Highest noise level that the network is told."""
 
 
 ParameterizationConfig = Annotated[
@@ -331,7 +339,7 @@ class Config:
     out: str = "runs"
     """Folder that holds runs."""
     init: str = ""
-    """Saved model to start from; its classes may differ."""
+    """Saved model to start from, a folder or hf:OWNER/NAME; its classes may differ."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of everything random in training."""
     compile: bool = False

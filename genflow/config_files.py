@@ -139,6 +139,9 @@ def _explain(error: Any, values: dict[str, Any]) -> str:
         case "union_tag_invalid" | "union_tag_not_found":
             given = f"is {error['ctx']['tag']!r}" if "tag" in error["ctx"] else "is missing"
             return f"{where}.type {given}, allowed are {', '.join(m.type for m in _members(path, values)[0])}"
+        case "string_pattern_mismatch":
+            given = json.dumps(error["input"])
+            return f"{where} = {given}: use letters, digits, _ . + and -, and begin with a letter, a digit or _"
         case _:
             message = error["msg"][0].lower() + error["msg"][1:]
             return f"{where} = {json.dumps(error['input'])}: {message}"

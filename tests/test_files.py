@@ -1,8 +1,15 @@
 import os
+import platform
+import re
+import resource
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from launch import start
 
 from genflow.files import atomic_file, atomic_folder, remove_partials, replace_files, write_text
 
@@ -89,3 +96,69 @@ def test_what_interrupted_writes_left_is_removed_at_any_depth_and_nothing_else(t
     remove_partials(tmp_path)
     assert names(tmp_path) == [".hidden", "x", "x/kept"]
     remove_partials(tmp_path / "absent")
+
+
+def test_partials_of_processes_at_work_stay(tmp_path) -> None:
+    """By name: machine and process. Those of a process that is gone, and of nobody, go."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    mine = ".partial-" + re.sub(r"\W", "_", platform.node())
+    with atomic_file(tmp_path / "made") as partial:
+        for name in (f"{mine}-{gone.pid}-x", ".partial-other_machine-1-x", f"{mine}-{os.getppid()}-x", ".partial-x"):
+            (tmp_path / name).write_text("half")
+        os.utime(tmp_path / ".partial-other_machine-1-x")
+        remove_partials(tmp_path)
+        kept = {partial.name, ".partial-other_machine-1-x", f"{mine}-{os.getppid()}-x"}
+        assert set(names(tmp_path)) == kept
+        os.utime(tmp_path / ".partial-other_machine-1-x", (0, 0))
+        remove_partials(tmp_path)
+        assert set(names(tmp_path)) == kept - {".partial-other_machine-1-x"}
+
+
+def test_content_reaches_the_disk_before_names_and_names_before_the_end(tmp_path, monkeypatch) -> None:
+    """What a power cut leaves follows from the order of these calls."""
+    done: list[tuple[str, str]] = []
+
+    def spy(name: str):
+        real = getattr(os, name)
+
+        def call(*arguments, **named):
+            what = os.readlink(f"/proc/self/fd/{arguments[0]}") if name == "fsync" else str(arguments[0])
+            done.append((name, Path(what).name if ".partial-" not in what else "partial"))
+            return real(*arguments, **named)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("fsync", "rename", "replace", "mkdir"):
+        spy(name)
+    write_text(tmp_path / "new" / "deep" / "f", "text")
+    made = [call for call in done if call[0] != "mkdir"]
+    assert made == [
+        ("fsync", "new"),
+        ("fsync", tmp_path.name),
+        ("fsync", "partial"),
+        ("replace", "partial"),
+        ("fsync", "deep"),
+    ]
+    done.clear()
+    with atomic_folder(tmp_path / "d") as partial:
+        (partial / "f").write_text("text")
+    assert [call for call in done if call[0] != "mkdir"] == [
+        ("fsync", "partial"),
+        ("fsync", "partial"),
+        ("replace", "partial"),
+        ("fsync", tmp_path.name),
+    ]
+
+
+def test_a_full_disk_names_the_file(tmp_path) -> None:
+    def write() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        with pytest.raises(OSError, match=r"File too large: .*large.txt"):
+            write_text(tmp_path / "large.txt", "x" * 2000)
+
+    process = start(write)
+    process.join()
+    assert process.exitcode == 0
+    assert names(tmp_path) == []

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from launch import start
+from launch import free_port, start, together
 from PIL import Image
-from small import make_config, make_trainer
+from small import image_data, make_config, make_trainer
 
 import genflow.cli.sample
 import genflow.pipeline  # noqa: F401 (here, so that the processes below are killed at work and not at imports)
-from genflow.build import build_denoiser, export, preview
+from genflow.build import build_denoiser, build_loader, export, preview
 from genflow.cli.main import main
 from genflow.data.images import load_images
 from genflow.denoiser import Denoiser
@@ -154,10 +154,7 @@ def test_sampling_killed_ten_times(tmp_path) -> None:
         return lambda: main([*asked, "--out", str(tmp_path / name)])
 
     def check() -> None:
-        left = {name for name in content(tmp_path / "cut") if name.startswith(".partial-")}
-        assert {Path(name).suffix for name in left} <= {""}  # no tool takes them for images, and later commands
-        made = {k: v for k, v in content(tmp_path / "cut").items() if k not in left}  # remove them
-        assert made == content(tmp_path / "whole")
+        assert content(tmp_path / "cut") == content(tmp_path / "whole")
 
     events, seconds = count_events(sample("whole"))
     kill_often(sample("cut"), check, tmp_path / "cut", seconds, events, seed=1)
@@ -185,3 +182,33 @@ def test_caching_killed_ten_times(tmp_path) -> None:
 
     events, seconds = count_events(load("whole"))
     kill_often(load("cut"), check, tmp_path / "cut", seconds, events, seed=2)
+
+
+def test_a_run_of_two_processes_of_which_one_is_killed(tmp_path) -> None:
+    """Four times, at random moments; a launcher then ends the other."""
+
+    def train(name: str) -> Callable[[], object]:
+        def work() -> None:
+            config = make_config(tmp_path / name, steps=40, checkpoint_every=2, log_every=1)
+            trainer = make_trainer(config, export=export)
+            trainer.loader = build_loader(config, image_data(), trainer.accelerator)
+            trainer.fit()
+
+        return work
+
+    began = time.perf_counter()
+    assert together(train("whole"), 2) == [0, 0]
+    seconds = time.perf_counter() - began
+    rng = np.random.default_rng(3)
+    for victim in (0, 1, 0, 1):
+        port = free_port()
+        team = [start(train("cut"), rank, 2, port) for rank in range(2)]
+        team[victim].join(rng.uniform(0.3, 0.9) * seconds)
+        for process in (team[victim], team[1 - victim]):
+            process.kill()
+            process.join()
+    assert together(train("cut"), 2) == [0, 0]
+    whole, cut = (content(tmp_path / name / "small") for name in ("whole", "cut"))
+    whole["config.toml"] = whole["config.toml"].replace(b"whole", b"cut")
+    assert cut.keys() == whole.keys()
+    assert [name for name in whole if whole[name] != cut[name]] == []

@@ -95,6 +95,33 @@ def test_a_run_told_to_stop_saves_exits_143_and_goes_on(tmp_path) -> None:
     assert f"going on from step {step}" in run(tmp_path, *command, "--train.steps", str(step + 5))
 
 
+def test_a_single_process_of_accelerate_saves_when_the_launcher_is_told_to_stop(tmp_path) -> None:
+    """The launcher passes nothing on: the process must hear of its end."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
+    command = [*launch, str(ROOT / "train" / "rectified_flow.py"), "tiny-rf", "--backbone.width", "16", *SHORT]
+    command += ["--train.checkpoint-every", "100000", "--train.steps", "100000"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    folder = tmp_path / "runs" / "tiny-rf"
+    deadline = time.monotonic() + 120
+    while not (folder / "log.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    process.wait(60)
+    deadline = time.monotonic() + 30
+    while not list((folder / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(list((folder / "checkpoints").glob("step-*"))) == 1
+
+
+def test_a_launch_of_several_that_accelerate_makes_one_is_refused(tmp_path) -> None:
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command = [*launch, str(ROOT / "train" / "rectified_flow.py"), "tiny-rf", "--train.steps", "1"]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "accelerate launch starts one process, whatever it is asked for" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_two_machines_train_one_model_and_stop_when_one_of_them_is_told_to(tmp_path) -> None:
     """Two launchers that meet at an address; one of the machines is taken away, and both save at the same step."""
     command = [str(ROOT / "train" / "rectified_flow.py"), "tiny-rf", "--train.steps", "100000", "--train.threads", "1"]

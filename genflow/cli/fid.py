@@ -13,7 +13,9 @@ import tyro
 from tqdm import tqdm
 
 from genflow.cli.models import choose_device, is_model, load_model, weights_hash
-from genflow.config_files import parse_arguments
+from genflow.config import DataConfig
+from genflow.config_files import load_config, parse_arguments
+from genflow.data.decoding import Decoding
 from genflow.data.images import EMBEDDED, ImageData, load_images
 from genflow.denoiser import Denoiser
 from genflow.evaluation.features import FeatureNetwork, load_features
@@ -24,13 +26,29 @@ from genflow.sampling.generate import choose_times, network_calls
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReadingArguments:
+    """How image files are read, as in training."""
+
+    size: int = 0
+    """Side to crop and resize images to; 0 takes them as they are."""
+    channels: Literal[0, 1, 3] = 0
+    """Convert all to grey (1) or RGB (3); 0 takes them as they are."""
+    background: str = ""
+    """Colour that transparent images are laid on; "" refuses transparency."""
+    scale_16_bit: bool = False
+    """Scale images of 16 bits a channel to 8; otherwise they are refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FidArguments:
     """What ``genflow fid`` takes."""
 
     samples: Annotated[str, tyro.conf.Positional]
-    """A saved model, a folder of images, an .npz file of images, or an embedded set (its training images)."""
+    """A saved model, a folder, zip or .npz file of images, a data set hf:NAME, or an embedded set (its train part)."""
     reference: Annotated[str, tyro.conf.Positional]
-    """A folder of images, an .npz file of images, or an embedded set (its held-out images)."""
+    """A folder, zip or .npz file of images, a data set hf:NAME, or an embedded set (its held-out part)."""
+    data: ReadingArguments = ReadingArguments()
+    """How image files are read; by default as they are, or as the run was told that the model is of."""
     features: Literal["auto", "digits", "mnist5k", "inception"] = "auto"
     """Network whose features are compared; auto is the reference's own, if it is embedded digits, else inception."""
     weights: Path | None = None
@@ -61,7 +79,9 @@ def fid(arguments: Sequence[str], *, prog: str = "genflow fid") -> None:
     if options.num < 0:
         raise ValueError(f"--num must not be negative, got {options.num}")
     device = choose_device(options.device)
-    reference = load_images(options.reference, "test" if options.reference in EMBEDDED else "all")
+    reading = _reading(options)
+    split = "test" if options.reference in EMBEDDED else "all"
+    reference = load_images(options.reference, split, decoding=reading)
     own = options.reference if options.reference in ("digits", "mnist5k") else "inception"
     name = own if options.features == "auto" else options.features
     if is_model(options.samples) or is_model(str(Path(options.samples) / "model")):
@@ -70,7 +90,8 @@ def fid(arguments: Sequence[str], *, prog: str = "genflow fid") -> None:
         features = load_features(name, options.weights, device)
         record = _of_model(denoiser, reference, features, options)
     else:
-        samples = load_images(options.samples, "train" if options.samples in EMBEDDED else "all")
+        split = "train" if options.samples in EMBEDDED else "all"
+        samples = load_images(options.samples, split, decoding=reading)
         _check_shape(samples.image_shape, reference)
         features = load_features(name, options.weights, device)
         distance = frechet_distance(stats_of(features, samples.images), stats_of(features, reference.images))
@@ -82,9 +103,21 @@ def fid(arguments: Sequence[str], *, prog: str = "genflow fid") -> None:
         "features": features.identity,
         "quantisation": "uint8",
     }
+    if reading != Decoding():
+        record["reading"] = asdict(reading)
     print(f"  against {len(reference)} images of {reference.name}, features {features.identity[: len(name) + 13]}")
     if options.out is not None:
         write_text(options.out, json.dumps(record, indent=2) + "\n")
+
+
+def _reading(options: FidArguments) -> Decoding:
+    """Return how files are read: as asked for, else as the run of the model read its images."""
+    given: ReadingArguments | DataConfig = options.data
+    places = [folder / "config.toml" for folder in (Path(options.samples), Path(options.samples).parent)]
+    run = next((place for place in places if place.is_file()), None)
+    if given == ReadingArguments() and options.reference not in EMBEDDED and run is not None:
+        given = load_config(run).data
+    return Decoding(given.size or None, given.channels, given.background, given.scale_16_bit)
 
 
 def _of_model(

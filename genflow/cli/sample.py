@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from genflow.cli.models import Team
 
 UNIT = 64  # consecutive seeds made together, always the same ones: interruptions and processes leave no trace in files
-_STALE = 600.0  # seconds after which an unfinished file is not another command's at work, but a killed one's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +78,8 @@ def sample(arguments: Sequence[str], *, prog: str = "genflow sample") -> None:
         "labels": list(classes),
     }
     folder = Path(options.out)
-    _check_manifest(folder / "samples.json", made)
     seeds = range(options.first_seed, options.first_seed + options.num)
+    _check_folder(folder, seeds, made)
 
     def draw(wanted: list[int]) -> torch.Tensor:
         return generate(
@@ -98,7 +97,7 @@ def sample(arguments: Sequence[str], *, prog: str = "genflow sample") -> None:
     _draw_missing(folder, seeds, team, draw, json.dumps(made, indent=2) + "\n", how)
     team.wait()
     if team.rank == 0:
-        remove_partials(folder, older_than=_STALE)
+        remove_partials(folder)
         columns = min(len(classes), 10) if len(classes) > 1 else 8
         picture = f"{options.out.rstrip('/')}-grid.png"  # not among the samples, which people measure by the folder
         _show(folder, seeds[:UNIT], columns, picture)
@@ -147,13 +146,20 @@ def _file(folder: Path, seed: int) -> Path:
     return folder / f"{seed:06d}.png"
 
 
-def _check_manifest(path: Path, made: dict[str, object]) -> None:
-    """Refuse to add images to a folder whose images were made in another way."""
+def _check_folder(folder: Path, seeds: range, made: dict[str, object]) -> None:
+    """Refuse to add images to a folder whose images were made in another way, or by nobody knows whom."""
+    path = folder / "samples.json"
     if not path.is_file():
+        foreign = next((_file(folder, seed) for seed in seeds if _file(folder, seed).exists()), None)
+        if foreign is not None:
+            raise ValueError(
+                f"{foreign} is there already, and no {path.name} that says how it was made: give another --out"
+            )
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    other = [key for key in made if before.get(key) != made[key]]
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        other = [key for key in made if before.get(key) != made[key]]
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): give another --out folder") from None
     if other:
-        raise ValueError(
-            f"{path.parent} holds samples made with other {' and '.join(other)}: give another --out folder"
-        )
+        raise ValueError(f"{folder} holds samples made with other {' and '.join(other)}: give another --out folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from genflow.config import Config
@@ -38,14 +39,17 @@ def read(arguments: Sequence[str], *, prog: str) -> Config:
 
 
 def check_resume(config: Config) -> None:
-    """Refuse to continue a run as another one.
+    """Refuse to continue a run as another one; whether the images are the same, wherever they lie now, shows later.
 
     Raises ``ValueError`` naming the first section that differs from the run's config.toml.
     """
     written = config.folder / "config.toml"
-    if not written.is_file() or not any((config.folder / "checkpoints").glob("step-*")):
+    if not any((config.folder / "checkpoints").glob("step-*")):
         return
+    if not written.is_file():
+        raise ValueError(f"{config.folder} has checkpoints but no config.toml: put it back, or give another --name")
     before = load_config(written)
+    before = replace(before, data=replace(before.data, path=config.data.path, labels=config.data.labels))
     fixed = ("seed", "init", "data", "backbone", "schedule", "parameterization", "objective", "optim")
     differing = [name for name in fixed if getattr(before, name) != getattr(config, name)]
     if before.train.batch_size != config.train.batch_size:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,13 +21,20 @@ from genflow.training.shards import load_whole, shard_like, whole
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What of a run is not a tensor: steps done, bad steps so far and in a row, the best distance, the loss scaler."""
+    """What of a run is not a tensor.
+
+    Steps done, bad steps so far and in a row, the best distance, the loss scaler, the fingerprint of the images.
+    """
 
     step: int = 0
     bad_total: int = 0
     bad_in_a_row: int = 0
     best: float | None = None
     scaler: dict[str, Any] | None = None
+    images: str = ""
+
+
+_PROGRESS = TypeAdapter(Progress)
 
 
 class Checkpoints:
@@ -41,24 +50,34 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps of the checkpoints that exist, in order."""
-        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*") if path.is_dir())
+        found = [re.fullmatch(r"step-(\d{8,})", path.name) for path in self.folder.glob("step-*") if path.is_dir()]
+        return sorted(int(match[1]) for match in found if match)
 
     def save(
         self, progress: Progress, objective: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, *, write: bool
     ) -> None:
-        """Write a checkpoint, then remove those beyond the newest ``keep``.
+        """Write a checkpoint, then ``prune``.
 
         All processes take part, since weights may be sharded over them; the one with ``write`` does the writing.
         """
-        tensors = {f"objective.{k}": whole(v) for k, v in objective.state_dict().items()}
-        tensors |= {f"ema.{k}": v for k, v in ema.state_dict().items()}
+        held = {f"objective.{k}": v for k, v in objective.state_dict().items()}
+        held |= {f"ema.{k}": v for k, v in ema.state_dict().items()}
         for number, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{k}": whole(v) for k, v in state.items()}
+            held |= {f"optimizer.{number}.{k}": v for k, v in state.items()}
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in held.items():  # one at a time: whole, they may not fit beside each other
+            gathered = whole(tensor)
+            if write:
+                tensors[name] = gathered.detach().cpu().contiguous()
         if not write:
             return
         with atomic_folder(self._path(progress.step)) as partial:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, partial / "state.safetensors")
+            save_file(tensors, partial / "state.safetensors")
             (partial / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
+        self.prune()
+
+    def prune(self) -> None:
+        """Remove checkpoints beyond the newest ``keep``, or what a kill left of them."""
         for step in self.steps()[: -self.keep]:
             shutil.rmtree(self._path(step))
 
@@ -72,8 +91,9 @@ class Checkpoints:
         path = self._path(self.steps()[-1])
         try:
             tensors = load_file(path / "state.safetensors")
-            progress = Progress(**json.loads((path / "progress.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, SafetensorError) as error:
+            progress = _PROGRESS.validate_json((path / "progress.json").read_bytes(), strict=True)
+            _check_whole(progress, self.steps()[-1], tensors)
+        except (OSError, ValueError, SafetensorError) as error:
             said = " ".join(str(error).split())[:200]
             raise ValueError(f"{path} is damaged ({said}): remove it to go on from the one before") from None
         try:
@@ -87,6 +107,15 @@ class Checkpoints:
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
+
+
+def _check_whole(progress: Progress, step: int, tensors: dict[str, Tensor]) -> None:
+    """Raise ``ValueError`` for a checkpoint that is of another step, or lacks a part."""
+    if progress.step != step:
+        raise ValueError(f"its progress.json is of step {progress.step}")
+    lacking = {"objective", "ema", "optimizer"} - {name.split(".")[0] for name in tensors}
+    if lacking:
+        raise ValueError(f"it lacks all tensors of {' and '.join(sorted(lacking))}")
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import collections
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 import torch
 from torch import distributed
 
+from genflow.processes import end_with_launcher
+
 LAG = 2  # steps by which the host may run ahead of the slowest process before it waits for news of it
+LONG = 0.5  # seconds from which a step is long: launchers kill half a minute after SIGTERM, and waiting costs nothing
 
 
 class Terminated(SystemExit):
@@ -22,15 +26,18 @@ class Terminated(SystemExit):
 
 
 class Interruption:
-    """Within its block SIGTERM asks the run to stop after the step at hand; a second one ends the process at once.
+    """Within its block SIGTERM, however often, asks the run to stop after the step at hand.
 
     Processes may hear of it at different steps, or not all of them, and must stop after the same step, since each
     step waits for all. So every step each sends the others whether it was told, over gloo, host to host, and reads
-    what was sent ``LAG`` steps ago: all read the same sums, and neither host nor device waits for the other.
+    what was sent ``LAG`` steps ago: all read the same sums, and neither host nor device waits for the other. Once
+    all have read that steps are long for one of them, all read what was sent in the same step.
     """
 
     def __init__(self, processes: int) -> None:
         self.told = False
+        self._lag = LAG
+        self._last = time.monotonic()
         self._group: Any = distributed.new_group(backend="gloo") if processes > 1 else None
         self._sent: collections.deque[tuple[Any, torch.Tensor]] = collections.deque()
         self._before: Any = None
@@ -38,6 +45,7 @@ class Interruption:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # others may not set handlers
             self._before = signal.signal(signal.SIGTERM, self._note)
+            end_with_launcher(signal.SIGTERM)
         return self
 
     def __exit__(
@@ -54,14 +62,19 @@ class Interruption:
         """Tell, once a step, whether to stop now; all processes get the same answer in the same step."""
         if self._group is None:
             return self.told
-        flag = torch.tensor(int(self.told))
-        self._sent.append((distributed.all_reduce(flag, group=self._group, async_op=True), flag))
-        if len(self._sent) <= LAG:
-            return False
-        work, flag = self._sent.popleft()
-        work.wait()
-        return bool(flag)
+        now = time.monotonic()
+        message = torch.tensor([self.told, now - self._last > LONG], dtype=torch.int32)
+        self._last = now
+        work = distributed.all_reduce(message, distributed.ReduceOp.MAX, group=self._group, async_op=True)
+        self._sent.append((work, message))
+        stop = False
+        while len(self._sent) > self._lag:
+            work, message = self._sent.popleft()
+            work.wait()
+            told, long = message.tolist()
+            stop = stop or bool(told)
+            self._lag = 0 if long else LAG
+        return stop
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.told = True
-        signal.signal(signal.SIGTERM, self._before)

@@ -25,7 +25,7 @@ from genflow import __version__
 from genflow.config import Config, TrainConfig
 from genflow.config_files import to_flat, to_toml
 from genflow.denoiser import Denoiser
-from genflow.files import remove_partials, write_text
+from genflow.files import make_folder, remove_partials, write_text
 from genflow.objectives.base import Batch, Objective
 from genflow.pictures import write_image
 from genflow.pixels import to_unit
@@ -50,13 +50,14 @@ class Trainer:
     (seed, step, rank), so that k steps, a restart and n - k steps are bit by bit n steps on a CPU. The host reads
     nothing back from the device between two lines of the log.
 
+    ``images`` is a fingerprint of what the loader draws from, which must be the same when the run goes on.
     ``augment(x)`` gives images (B, C, H, W) in [-1, 1] and the labels that tell what was done to them (B, K);
     ``preview(denoiser)`` gives a picture (C, H, W) uint8, ``evaluate(denoiser)`` a distance, ``export(denoiser,
     folder)`` writes the folder to share; the last three are handed the averaged weights.
 
-    Raises ``ValueError`` if the folder holds a run of another model; ``RuntimeError`` after ``stop_after_bad`` steps
-    in a row without a finite gradient, with the run saved, if another command is at this run, and if the processes
-    do not agree; ``Terminated`` after SIGTERM, with the run saved.
+    Raises ``ValueError`` if the folder holds a run of another model or on other images; ``RuntimeError`` after
+    ``stop_after_bad`` steps in a row without a finite gradient, with the run saved, if another command is at this run,
+    and if the processes do not agree; ``Terminated`` after SIGTERM, with the run saved.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Trainer:
         config: Config,
         *,
         accelerator: Accelerator | None = None,
+        images: str = "",
         augment: Augment | None = None,
         preview: Callable[[Denoiser], Tensor] | None = None,
         evaluate: Callable[[Denoiser], float] | None = None,
@@ -80,6 +82,7 @@ class Trainer:
         self.optimizer = make_optimizer(objective, config.optim)
         self.loader = loader
         self.parts = parts_of(config.train, self.accelerator.num_processes)
+        self.images = images
         self.augment = augment
         self.preview = preview
         self.evaluate = evaluate
@@ -93,25 +96,32 @@ class Trainer:
 
     def fit(self) -> Path:
         """Train to the end and return the folder of the model."""
-        lock = self._lock() if self.accelerator.is_main_process else contextlib.nullcontext()
-        with lock, Interruption(self.accelerator.num_processes) as interruption:
+        with self._lock(), Interruption(self.accelerator.num_processes) as interruption:
             progress = self._begin()
             self._settle(progress.step)
             self._run(progress, interruption)
+        if self.accelerator.is_main_process and not (self.folder / "model").is_dir():  # somebody has removed it
+            self.export(self.ema.denoiser, self.folder / "model")
         self.accelerator.end_training()
         return self.folder / "model"
 
     def _lock(self) -> contextlib.AbstractContextManager[object]:
-        """Hold the run against other commands until this process ends, in whatever way."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        """Hold the run against other commands until this process ends, in whatever way; the main process does."""
         path = self.folder.with_name(f".{self.folder.name}.lock")
-        try:
-            return FileLock(path).acquire(timeout=0)
-        except Timeout:
+        lock = FileLock(path)
+        if self.accelerator.is_main_process:
+            make_folder(path.parent)
+            with contextlib.suppress(Timeout):
+                lock.acquire(timeout=0)
+        held: Any = self.accelerator.reduce(torch.tensor(int(lock.is_locked), device=self.accelerator.device))
+        if not held:
             raise RuntimeError(
                 f"another process is training {self.folder}: wait for it, or give this run another --name (if there is"
                 f" none, as after a kill on a file system without locks, remove {path})"
-            ) from None
+            )
+        stack = contextlib.ExitStack()
+        stack.callback(lock.release)
+        return stack
 
     def _run(self, progress: Progress, interruption: Interruption) -> None:
         best = progress.best
@@ -135,17 +145,18 @@ class Trainer:
                     rate = (done - started[1]) * batch_size / (time.perf_counter() - started[0])
                     self._report(done, rate, bar, best)
                     started = time.perf_counter(), done
+                stop = interruption.agreed() and done < total
                 pause = time.perf_counter()  # pictures, distances and checkpoints are not training
+                if stop:
+                    self._save(done, best)
+                    self.accelerator.print(f"{self.folder}: stopped at step {done} and saved; the same command goes on")
+                    raise Terminated
                 if self._due(done, self.config.train.preview_every):
                     self._draw(done)
                 if self._due(done, self.config.train.evaluate_every):
                     best = self._judge(done, best)
                 if self._due(done, self.config.train.checkpoint_every):
                     self._save(done, best)
-                if interruption.agreed() and done < total:
-                    self._save(done, best)
-                    self.accelerator.print(f"{self.folder}: stopped at step {done} and saved; the same command goes on")
-                    raise Terminated
                 started = started[0] + time.perf_counter() - pause, started[1]
 
     def _due(self, done: int, every: int) -> bool:
@@ -155,10 +166,18 @@ class Trainer:
         """Restore what there is, and write down what will be done."""
         if self.accelerator.is_main_process:
             remove_partials(self.folder)
+            self.checkpoints.prune()
         self.accelerator.wait_for_everyone()
-        agree("the configuration", to_toml(self.config), self.accelerator)
+        agree("the configuration", to_flat(self.config), self.accelerator)
         progress = self.checkpoints.restore(self.objective, self.ema.denoiser, self.optimizer)
-        agree("the step to go on from", str(progress.step), self.accelerator)
+        agree("the step to go on from", {"it": progress.step}, self.accelerator)
+        if progress.step > self.config.train.steps:
+            raise ValueError(f"{self.folder} is at step {progress.step}, beyond train.steps {self.config.train.steps}")
+        if progress.step and progress.images != self.images:
+            raise ValueError(
+                f"the images are not those that {self.folder} began with: give them back, or give this run another"
+                f" --name and --init {self.folder / 'model'}"
+            )
         self.ema.follow(self.objective.denoiser)
         self._saved = progress.step
         if progress.scaler is not None and self.accelerator.scaler is not None:
@@ -169,8 +188,6 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.log.rewind(progress.step)
             write_text(self.folder / "config.toml", _provenance() + to_toml(self.config))
-        if progress.step > self.config.train.steps:
-            raise ValueError(f"{self.folder} is at step {progress.step}, beyond train.steps {self.config.train.steps}")
         if progress.step:
             self.accelerator.print(f"{self.folder}: going on from step {progress.step}")
         return progress
@@ -249,11 +266,12 @@ class Trainer:
         """Write the folder of the averaged model and a checkpoint, unless they have been."""
         if done == self._saved:
             return
-        self._saved = done
         self.ema.gather()
         bad_total, bad_in_a_row = self.meter.counts()
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
-        progress = Progress(step=done, best=best, scaler=scaler, bad_total=bad_total, bad_in_a_row=bad_in_a_row)
+        progress = Progress(
+            step=done, best=best, scaler=scaler, bad_total=bad_total, bad_in_a_row=bad_in_a_row, images=self.images
+        )
         main = self.accelerator.is_main_process
         try:
             if main:
@@ -264,6 +282,7 @@ class Trainer:
                 f"cannot save step {done} of {self.folder} ({' '.join(str(error).split())}); what was saved before is"
                 " whole: make room, and give the same command again"
             ) from error
+        self._saved = done
         self.accelerator.wait_for_everyone()
 
     def _draw(self, done: int) -> None:

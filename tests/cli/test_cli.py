@@ -426,3 +426,46 @@ def test_ctrl_c_ends_in_one_line_and_the_run_goes_on_from_what_is_saved() -> Non
     assert shown.splitlines()[-1].startswith("genflow: stopped; the same command again continues")
     assert "Traceback" not in shown
     assert Denoiser.from_pretrained("runs/tiny-rf/model")
+
+
+def photos(folder: Path, count: int = 12) -> Path:
+    """Grey pictures of several sizes."""
+    rng = np.random.default_rng(3)
+    folder.mkdir(parents=True)
+    for k in range(count):
+        size = (10 + k % 3, 12)
+        Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(folder / f"{k}.png")
+    return folder
+
+
+def test_a_run_is_measured_on_images_read_as_it_read_them(here, tmp_path, capsys) -> None:
+    source = photos(tmp_path / "photos")
+    assert main(["train", "tiny-edm", *TINY, "--data.path", str(source), "--data.size", "8", "--name", "own"]) == 0
+    for samples in ("runs/own", "runs/own/model"):
+        asked = ["fid", samples, str(source), "--features", "digits", "--num", "8", "--steps", "1"]
+        assert main([*asked, "--out", "result.json"]) == 0
+        record = json.loads(Path("result.json").read_text())
+        assert record["reading"] == {"size": 8, "channels": 0, "background": "", "scale_16_bit": False}
+        assert record["reference_images"] == 12
+    capsys.readouterr()
+    assert main(["fid", str(source), str(source), "--features", "digits"]) == 2
+    assert "--data.size" in capsys.readouterr().err
+    # what the refusal names is an option here too
+    assert main(["fid", str(source), str(source), "--features", "digits", "--data.size", "8"]) == 0
+    assert "FD-12[digits,uint8] = " in capsys.readouterr().out
+
+
+def test_a_run_goes_on_with_its_images_wherever_they_lie_and_with_no_others(here, tmp_path, capsys) -> None:
+    source = photos(tmp_path / "photos")
+
+    def train(path: Path, steps: int) -> int:
+        asked = ["train", "tiny-edm", "--backbone.width", "16", "--train.batch-size", "8", "--data.size", "8"]
+        return main([*asked, "--data.path", str(path), "--train.steps", str(steps)])
+
+    assert train(source, 2) == 0
+    moved = source.rename(tmp_path / "moved")
+    assert train(moved, 3) == 0
+    assert "going on from step 2" in capsys.readouterr().out
+    Image.fromarray(np.zeros((10, 12), dtype=np.uint8)).save(moved / "0.png")
+    assert train(moved, 4) == 2
+    assert "the images are not those that runs/tiny-edm began with: give them back" in capsys.readouterr().err

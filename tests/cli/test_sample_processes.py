@@ -91,8 +91,6 @@ def test_files_are_equal_whatever_the_number_of_processes_and_interruptions(hist
             assert together(action, 1) == [-signal.SIGKILL]
         else:
             killed_together(action, processes, kill[0])
-        for half in out.glob(".partial-*"):
-            os.utime(half, (0, 0))  # as if it had been lying there for long
     assert files(out) == whole
 
 
@@ -131,3 +129,20 @@ def test_what_one_process_does_is_refused_to_several(command, monkeypatch, capsy
     assert main([command, "x"]) == 2
     said = capsys.readouterr().err
     assert f"genflow {command} is the work of one process, 2 were launched: start it without a launcher" in said
+
+
+def test_images_of_nobody_knows_whom_are_not_adopted(model, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "000003.png").write_bytes(b"somebody's")
+    assert main(["sample", str(model), "--num", "8", "--out", str(out)]) == 2
+    assert "000003.png is there already, and no samples.json that says how it was made" in capsys.readouterr().err
+    assert [p.name for p in out.iterdir()] == ["000003.png"]
+    assert main(["sample", str(model), "--num", "2", "--first-seed", "70", "--out", str(out)]) == 0
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\\x00"])
+def test_a_damaged_manifest_is_named(text, model, tmp_path, capsys) -> None:
+    (tmp_path / "samples.json").write_text(text)
+    assert main(["sample", str(model), "--num", "2", "--out", str(tmp_path)]) == 2
+    assert "samples.json is damaged" in capsys.readouterr().err

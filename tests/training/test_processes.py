@@ -2,20 +2,26 @@
 
 import json
 import os
+import shutil
 import signal
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from launch import start, together
 from safetensors.torch import load_file, save_file
-from small import DIT, UNET, Stub, assert_same, image_data, make_config, make_loader, make_trainer, tensors, with_train
-from torch import Tensor, distributed, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from small import DIT, Stub, assert_same, image_data, make_config, make_loader, make_trainer, tensors, with_train
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from genflow.build import build_denoiser, build_objective
+from genflow import build
+from genflow.build import build_denoiser, build_loader, build_objective
 from genflow.config import (
     CosineConfig,
     DiscreteVPConfig,
@@ -29,12 +35,9 @@ from genflow.config import (
     VEConfig,
 )
 from genflow.data.augmentation import Augmentation
-from genflow.data.loader import ImageLoader
 from genflow.denoiser import Denoiser
-from genflow.training.checkpoints import Checkpoints, Progress
-from genflow.training.ema import EMA
-from genflow.training.optim import make_optimizer, mask_step
-from genflow.training.trainer import Trainer, parts_of
+from genflow.training.checkpoints import Checkpoints
+from genflow.training.trainer import Trainer, make_accelerator, parts_of
 
 PLAIN = OptimConfig(lr=1e-2, ema_halflife=0)
 
@@ -42,16 +45,7 @@ PLAIN = OptimConfig(lr=1e-2, ema_halflife=0)
 def shared_trainer(config, **given) -> Trainer:
     """A trainer whose loader takes this process's share."""
     trainer = make_trainer(config, **given)
-    team = trainer.accelerator
-    per_pass = config.train.batch_size // (trainer.parts * team.num_processes)
-    trainer.loader = ImageLoader(
-        image_data(),
-        batch_size=per_pass,
-        seed=config.seed,
-        flip=config.data.flip,
-        rank=team.process_index,
-        processes=team.num_processes,
-    )
+    trainer.loader = build_loader(config, image_data(), trainer.accelerator)
     return trainer
 
 
@@ -157,17 +151,54 @@ def test_the_log_tells_of_the_images_of_all_processes(tmp_path) -> None:
     assert [line["step"] for line in lines] == [2, 4]
 
 
+def test_each_process_has_images_noise_and_times_of_its_own(tmp_path, monkeypatch) -> None:
+    """Together those of the step: with equal ones, two processes would learn from half a batch."""
+    monkeypatch.setattr(build, "build_data", lambda config: image_data(64))
+
+    def work() -> None:
+        trainer = build.build_trainer(make_config(tmp_path, batch_size=16, microbatch=4))
+        found: dict[str, list[Tensor]] = {"index": [], "u": [], "noise": []}
+        real = trainer._batch
+
+        def batch(number: int):
+            made = real(number)
+            for name, values in found.items():
+                values.append(getattr(made, name))
+            return made
+
+        trainer._batch = batch
+        for step in range(4):  # an epoch
+            trainer._step(step)
+        keep(tmp_path, {name: torch.cat(values) for name, values in found.items()})
+
+    assert together(work, 2) == [0, 0]
+    first, second = (load_file(tmp_path / f"{k}.safetensors") for k in range(2))
+    assert sorted([*first["index"].tolist(), *second["index"].tolist()]) == list(range(64))
+    for name in ("u", "noise"):
+        values = torch.cat([first[name].flatten(), second[name].flatten()])
+        assert len(values.unique()) > 0.999 * len(values)
+
+
+def test_processes_with_other_images_are_refused(tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.setattr(build, "build_data", lambda config: image_data(64, classes=3 + rank()))
+    assert together(lambda: build.build_trainer(make_config(tmp_path)) and None, 2) == [1, 1]
+    assert capfd.readouterr().err.count("the processes differ in the training images: their fingerprint is") == 2
+
+
 # Stopping
 
 
-def told_to_stop(config, at: int, which: int) -> Trainer:
-    """A trainer of which one process gets SIGTERM while it loads batch ``at``."""
+def told_to_stop(config, at: int, which: int, *, times: int = 1, pause: float = 0.0) -> Trainer:
+    """A trainer of which one process gets SIGTERM so many times while it loads batch ``at``; each takes a pause."""
     trainer = shared_trainer(config)
     loader = trainer.loader
 
     def load(number: int):
+        time.sleep(pause)
         if number == at and rank() == which:
-            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.02)
         return loader(number)
 
     trainer.loader = load
@@ -193,6 +224,20 @@ def test_a_run_told_to_stop_is_saved_by_all_at_one_step_and_continues_bit_by_bit
         assert_same(cut, whole)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_signals_that_come_twice_stop_a_run_once(processes, tmp_path) -> None:
+    """As torchrun passes on what a scheduler has sent to all of its processes already."""
+    config = make_config(tmp_path, steps=50, batch_size=6, checkpoint_every=100)
+    assert together(lambda: told_to_stop(config, 4, 0, times=3).fit() and None, processes) == [143] * processes
+    assert len(list((config.folder / "checkpoints").glob("step-*"))) == 1
+
+
+def test_long_steps_stop_at_once_before_a_launcher_loses_patience(tmp_path) -> None:
+    config = make_config(tmp_path, steps=50, batch_size=6, checkpoint_every=100)
+    assert together(lambda: told_to_stop(config, 5, 1, pause=0.6).fit() and None, 2) == [143, 143]
+    assert (config.folder / "checkpoints" / "step-00000006").is_dir()  # the step in which it was told
+
+
 def test_sigterm_in_the_last_step_changes_nothing(tmp_path) -> None:
     config = make_config(tmp_path, steps=5, batch_size=6)
     assert together(lambda: told_to_stop(config, 4, 0).fit() and None, 1) == [0]
@@ -215,7 +260,7 @@ def test_processes_with_other_options_are_refused_all_of_them(tmp_path, capfd) -
 
     assert together(work, 2) == [1, 1]
     said = capfd.readouterr().err
-    assert said.count("RuntimeError: the processes differ in the configuration (process 1 from process 0") == 2
+    assert said.count("the processes differ in the configuration: seed is 0 in process 0 and 1 in process 1") == 2
     assert not (tmp_path / "small" / "config.toml").exists()
 
 
@@ -231,7 +276,7 @@ def test_processes_that_see_other_checkpoints_are_refused(tmp_path, capfd) -> No
         trainer.fit()
 
     assert together(work, 2) == [1, 1]
-    assert "the processes differ in the step to go on from (process 1 from process 0" in capfd.readouterr().err
+    assert "the processes differ in the step to go on from: it is 4 in process 0 and 0 in" in capfd.readouterr().err
 
 
 def test_a_run_that_is_being_trained_is_not_trained_twice(tmp_path) -> None:
@@ -262,63 +307,54 @@ def test_the_lock_of_a_killed_run_does_not_stay(tmp_path) -> None:
     make_trainer(config).fit()
 
 
+def test_a_model_that_was_removed_is_written_again(tmp_path) -> None:
+    config = make_config(tmp_path, steps=2)
+    model = make_trainer(config).fit()
+    before = Denoiser.from_pretrained(model).state_dict()
+    shutil.rmtree(model)
+    make_trainer(config).fit()
+    assert_same(Denoiser.from_pretrained(model).state_dict(), before)
+
+
 # Weights sharded over processes (FSDP2)
 
 
-def test_sharded_weights_train_average_save_and_load_as_whole_ones(tmp_path) -> None:
-    """On the CPU, where accelerate leaves sharding out: so by torch itself, around the parts that must stand it."""
+def test_fsdp_through_accelerate_trains_saves_and_resumes_as_plain_processes_do(tmp_path, monkeypatch) -> None:
+    """On the CPU, where accelerate leaves sharding out unless its state is told that this is the kind of launch."""
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
+    monkeypatch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "DiTBlock")
 
-    def steps(denoiser: Denoiser, ema: EMA, optimizer: torch.optim.Optimizer, count: int) -> None:
-        for k in range(count):
-            torch.manual_seed(k)
-            x = torch.randn(4, 1, 8, 8)
-            optimizer.zero_grad()
-            denoiser(x, torch.full((4,), 0.5), torch.tensor([0, 1, 2, 3])).square().mean().backward()
-            mask_step(optimizer, torch.tensor(k == 1))
-            optimizer.step()
-            ema.update((k + 1) * 4, 4)
+    def sharded(config) -> Trainer:
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+        accelerator = make_accelerator(config)
+        state: Any = accelerator.state
+        state._shared_state |= {
+            "distributed_type": DistributedType.FSDP,
+            "fsdp_plugin": FullyShardedDataParallelPlugin(fsdp_version=2),
+        }
+        state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, state._shared_state["fsdp_plugin"]
+        assert accelerator.is_fsdp2
+        objective = build_objective(config, build_denoiser(config, (1, 8, 8), 3))
+        loader = build_loader(config, image_data(), accelerator)
+        trainer = Trainer(objective, loader, config, accelerator=accelerator)
+        assert any(isinstance(p, DTensor) for p in trainer.objective.parameters())
+        return trainer
 
-    def make() -> tuple[Denoiser, EMA]:
-        torch.manual_seed(0)
-        denoiser = build_denoiser(make_config(tmp_path, replace(UNET, dropout=0.0)), (1, 8, 8), 3)
-        for p in denoiser.parameters():
-            p.data.normal_(std=0.1)
-        return denoiser, EMA(denoiser, halflife=8, rampup=0)
+    def run(name: str, steps: int, make: Callable[..., Trainer]) -> None:
+        trainer = make(make_config(tmp_path / name, DIT, steps=steps, microbatch=2, checkpoint_every=100))
+        trainer.fit()
+        if rank() == 0:
+            save_file(dict(trainer.ema.denoiser.state_dict()), tmp_path / f"{name}.safetensors")
 
-    optim = OptimConfig(lr=1e-3)
-    denoiser, ema = make()
-    optimizer = make_optimizer(denoiser, optim)
-    steps(denoiser, ema, optimizer, 4)
-    expected = {f"w.{k}": v for k, v in denoiser.state_dict().items()}
-    expected |= {f"a.{k}": v for k, v in ema.denoiser.state_dict().items()}
-
-    def sharded() -> tuple[Denoiser, EMA, torch.optim.Optimizer]:
-        denoiser, ema = make()
-        fully_shard(denoiser, mesh=init_device_mesh("cpu", (2,)))
-        ema.follow(denoiser)
-        return denoiser, ema, make_optimizer(denoiser, optim)
-
-    def work() -> None:
-        distributed.init_process_group("gloo")
-        denoiser, ema, optimizer = sharded()
-        steps(denoiser, ema, optimizer, 4)
-        ema.gather()
-        checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
-        checkpoints.save(Progress(step=4), nn.ModuleDict({"d": denoiser}), ema.denoiser, optimizer, write=rank() == 0)
-        distributed.barrier()
-        denoiser, ema, optimizer = sharded()
-        steps(denoiser, ema, optimizer, 1)
-        progress = checkpoints.restore(nn.ModuleDict({"d": denoiser}), ema.denoiser, optimizer)
-        ema.follow(denoiser)
-        assert progress.step == 4
-        found = {f"w.{k}": v.full_tensor() for k, v in denoiser.state_dict().items()}
-        found |= {f"a.{k}": v for k, v in ema.denoiser.state_dict().items()}
-        steps(denoiser, ema, optimizer, 1)
-        keep(tmp_path, found)
-
-    assert together(work, 2) == [0, 0]
-    for k in range(2):
-        found = load_file(tmp_path / f"{k}.safetensors")
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+    assert together(lambda: run("plain", 8, shared_trainer), 2) == [0, 0]
+    assert together(lambda: run("whole", 8, sharded), 2) == [0, 0]
+    assert together(lambda: run("cut", 5, sharded), 2) == [0, 0]
+    assert together(lambda: run("cut", 8, sharded), 2) == [0, 0]
+    plain, whole, cut = (load_file(tmp_path / f"{name}.safetensors") for name in ("plain", "whole", "cut"))
+    for name, value in plain.items():
+        torch.testing.assert_close(whole[name], value, rtol=1e-4, atol=1e-5)
+    state = "small/checkpoints/step-00000008/state.safetensors"
+    assert load_file(tmp_path / "whole" / state).keys() == load_file(tmp_path / "plain" / state).keys()
+    assert cut.keys() == whole.keys()

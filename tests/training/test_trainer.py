@@ -1,11 +1,12 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 from launch import start
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from small import (
     DIT,
     UNET,
@@ -29,9 +31,9 @@ from small import (
 )
 from torch import Tensor
 
-from genflow.build import build_denoiser, build_objective, load_weights, preview
+from genflow.build import build_backbone, build_denoiser, build_objective, build_trainer, load_weights, preview
 from genflow.cli.main import main
-from genflow.config import OptimConfig
+from genflow.config import DiTConfig, OptimConfig, UNetConfig
 from genflow.denoiser import Denoiser
 from genflow.training.optim import learning_rate
 from genflow.training.trainer import Trainer, make_accelerator
@@ -143,6 +145,49 @@ def test_a_full_disk_leaves_what_was_saved_and_is_said_in_one_line(tmp_path) -> 
     resumed.fit()
     whole.fit()
     assert_same(tensors(resumed), tensors(whole))
+
+
+@pytest.mark.parametrize(
+    ("file", "garbage", "said"),
+    [
+        ("progress.json", b'{"step": "7"}', "is damaged"),
+        ("progress.json", b'{"step": 7}', "is damaged .*its progress.json is of step 7"),
+        ("progress.json", b"\xff", "is damaged"),
+        ("state.safetensors", None, "is damaged .*it lacks all tensors of optimizer"),
+        ("state.safetensors", b"", "is damaged"),
+    ],
+)
+def test_garbled_checkpoints_are_refused_by_name(file, garbage, said, tmp_path) -> None:
+    config = make_config(tmp_path)
+    make_trainer(config).fit()
+    path = config.folder / "checkpoints" / "step-00000008" / file
+    if garbage is None:
+        save_file({k: v for k, v in load_file(path).items() if not k.startswith("optimizer")}, path)
+    else:
+        path.write_bytes(garbage)
+    with pytest.raises(ValueError, match=rf"step-00000008 {said}.*remove it to go on from the one before"):
+        make_trainer(with_train(config, steps=10)).fit()
+    shutil.rmtree(path.parent)
+    make_trainer(with_train(config, steps=10)).fit()
+
+
+def test_a_garbled_log_and_foreign_folders_do_not_matter(tmp_path) -> None:
+    config = make_config(tmp_path)
+    make_trainer(config).fit()
+    (config.folder / "checkpoints" / "step-00000010.bak").mkdir()
+    log = config.folder / "log.jsonl"
+    log.write_bytes(b'{"a": 1}\n[]\n\xff\n' + log.read_bytes())
+    make_trainer(with_train(config, steps=10)).fit()
+    assert [line["step"] for line in records(config)] == list(range(1, 11))
+
+
+def test_a_refused_run_is_left_as_it_is(tmp_path) -> None:
+    config = make_config(tmp_path)
+    make_trainer(config).fit()
+    before = {p: p.read_bytes() for p in config.folder.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match=r"is at step 8, beyond train\.steps 5"):
+        make_trainer(with_train(config, steps=5)).fit()
+    assert {p: p.read_bytes() for p in config.folder.rglob("*") if p.is_file()} == before
 
 
 @pytest.mark.slow
@@ -523,6 +568,87 @@ def test_starting_from_another_network_is_refused_by_the_name_of_a_weight(tmp_pa
     other = replace(config, backbone=DIT, init=str(tmp_path / "source"))
     with pytest.raises(ValueError, match="has another network"):
         build_denoiser(other, (1, 8, 8), 3)
+
+
+@pytest.mark.parametrize(
+    ("argument", "there", "here"),
+    [
+        ("resample_filter", (1, 3, 3, 1), (1, 1)),
+        ("heads", 2, 1),
+        ("head_channels", 16, 8),
+    ],
+)
+def test_starting_from_a_network_of_the_same_shapes_that_computes_something_else_is_refused(
+    argument, there, here, tmp_path
+) -> None:
+    config = make_config(tmp_path)
+    build_denoiser(replace(config, backbone=replace(UNET, **{argument: there})), (1, 8, 8), 3).save_pretrained(
+        tmp_path / "source"
+    )
+    other = replace(config, backbone=replace(UNET, **{argument: here}), init=str(tmp_path / "source"))
+    with pytest.raises(ValueError, match=rf"its {argument} differ, such as {argument} "):
+        build_denoiser(other, (1, 8, 8), 3)
+    same = replace(other, backbone=replace(UNET, **{argument: there, "dropout": 0.5}))
+    build_denoiser(same, (1, 8, 8), 5)
+
+
+@pytest.mark.parametrize("init", ["owner/name", "nowhere"])
+def test_a_start_on_the_hub_is_said_to_be_there(init, tmp_path) -> None:
+    with pytest.raises(ValueError, match=rf"init {init} is not a folder: give a saved model's, or hf:OWNER/NAME"):
+        build_denoiser(replace(make_config(tmp_path), init=init), (1, 8, 8), 3)
+
+
+def test_every_field_of_a_network_reaches_it(tmp_path) -> None:
+    """Each value differs from the default, so one that is forgotten shows."""
+    unet = UNetConfig(
+        width=24,
+        multipliers=(1, 3),
+        blocks=2,
+        attention=(8,),
+        heads=3,
+        dropout=0.3,
+        fourier_scale=0.02,
+        resample_filter=(1, 3, 3, 1),
+        residual_encoder=True,
+        adaptive_norm=True,
+        head_channels=12,
+        decoder_attention="every",
+        embedding_multiplier=2,
+    )
+    dit = DiTConfig(patch_size=4, width=24, depth=3, heads=2, mlp_ratio=2.5, dropout=0.3)
+    for config, default in ((unet, UNetConfig()), (dit, DiTConfig())):
+        arguments = build_backbone(config, (1, 8, 8), 3).arguments
+        for field in fields(config):
+            value = getattr(config, field.name)
+            if field.name != "type":
+                assert value != getattr(default, field.name), field.name
+                assert arguments[field.name] == (list(value) if isinstance(value, tuple) else value)
+
+
+def test_what_was_done_to_images_is_told_to_the_network(tmp_path) -> None:
+    """From the configuration to the backbone: images that labels of 0 call unchanged are, the mirrored are mirrored."""
+    config = make_config(tmp_path, batch_size=64)
+    config = replace(config, data=replace(config.data, path="digits", flip=False, augment=0.3))
+    trainer = build_trainer(config)
+    heard: list[Tensor] = []
+    trainer.objective.denoiser.backbone.register_forward_pre_hook(
+        lambda module, positional, named: heard.append(named["augment"]), with_kwargs=True
+    )
+    real = trainer._batch
+    batches = []
+    trainer._batch = lambda number: (batches.append(real(number)), batches[-1])[1]
+    trainer._step(0)
+    (batch,), (told,) = batches, heard
+    assert batch.augment is told
+    plain = trainer.loader(0)[0] / 127.5 - 1
+    nothing = (told == 0).all(dim=1)
+    mirrored = (told[:, 0] == 1) & (told[:, 1:] == 0).all(dim=1)
+    assert nothing.sum() >= 3
+    assert mirrored.sum() >= 3
+    assert (~nothing & ~mirrored).sum() >= 20
+    assert torch.equal(batch.x[nothing], plain[nothing])
+    assert torch.equal(batch.x[mirrored], plain[mirrored].flip(3))
+    assert (batch.x != plain).flatten(1).any(dim=1)[~nothing & ~mirrored].all()
 
 
 @pytest.mark.parametrize("told", [False, True], ids=["without", "with"])
