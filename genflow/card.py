@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import getpass
 import json
+import os
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path, PureWindowsPath
+from dataclasses import dataclass
+from pathlib import PureWindowsPath
 from typing import Any
 
 from genflow import __version__
@@ -23,7 +26,8 @@ from genflow.sampling.generate import network_calls
 
 TASK = "unconditional-image-generation"  # the hub's only task from noise to images, with classes or without
 PREVIEW = "preview.png"
-_HUB_NAME = r"[\w-][\w.-]*/[\w.-]+"
+HUB_MODEL = r"hf:([\w-][\w.-]*/[\w-][\w.-]*)"
+HUB_DATA = r"hf:((?:[\w-][\w.-]*/)?[\w-][\w.-]*)(?:\?.*)?"  # what is on disk begins with ., /, ~ or a drive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,99 +37,72 @@ class Training:
     config: Config
     steps: int | None
     versions: str
+    best: bool = False
+    """It is the run's model of the lowest in-training distance rather than its last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """Where published weights came from: whose method, the name and sha256 of their file, what ``import`` noted."""
+
+    method: str
+    source: str
+    sha256: str
+    notes: tuple[str, ...]
 
 
 def model_card(
     denoiser: Denoiser,
     repo: str,
     *,
-    training: Training | None,
+    origin: Training | Imported | None,
     figures: Sequence[Mapping[str, Any]],
     license: str,
     preview: str,
 ) -> str:
     """Return the README.md of a model: YAML front matter that the hub reads, then Markdown.
 
-    ``repo`` is ``owner/name``; ``training.config`` holds no local paths (``without_local_paths``); ``figures`` are
-    records of ``genflow fid`` about this model (``check_figure``); ``license`` may be "" (not chosen) and ``preview``
-    is the caption of the picture preview.png, or "".
+    ``repo`` is ``owner/name``; ``origin`` is None where nothing is known of it, and a run's configuration holds no
+    local paths (``push`` takes them out); ``figures`` are whole records of ``genflow fid`` about this model;
+    ``license`` may be "" (not chosen) and ``preview`` is the caption of the picture preview.png, or "".
     """
+    training = origin if isinstance(origin, Training) else None
     parts = [
         f"# {repo.split('/')[1]}",
-        _summary(denoiser),
+        _summary(denoiser, origin),
         f"![samples]({PREVIEW})\n\n{preview}" if preview else "",
-        "## Sampling\n\n" + _sampling(denoiser, repo),
+        "## Sampling\n\n" + _sampling(denoiser, repo, origin),
         "## Method\n\n" + _method(denoiser, training),
         "## Data\n\n" + _data(denoiser, training),
-        "## Training\n\n" + _training(training),
+        "## Training\n\n" + _training(origin),
         "## Figures\n\n" + _figures(figures),
-        "## Limits\n\n" + "\n".join(f"- {line}" for line in _limits(denoiser, training, figures, license)),
+        "## Limits\n\n" + "\n".join(f"- {line}" for line in _limits(denoiser, origin, figures, license)),
     ]
     return f"---\n{_front_matter(repo, training, figures, license)}\n---\n\n" + "\n\n".join(filter(None, parts)) + "\n"
 
 
-def without_local_paths(config: Config) -> Config:
-    """Return the configuration with every local path reduced to its last name; names on the hub stay."""
-    data = replace(config.data, path=_public(config.data.path), labels=_last_name(config.data.labels))
-    return replace(config, out=_last_name(config.out), init=_start(config.init), data=data)
-
-
-def _public(source: str) -> str:
-    """Return a data source without the folders that lead to it."""
-    if source in EMBEDDED:
-        return source
-    if source.startswith("hf:"):
-        name, mark, query = source.removeprefix("hf:").partition("?")
-        return f"hf:{name if _is_hub_name(name) else _last_name(name)}{mark}{query}"
-    return _last_name(source)
-
-
-def _start(init: str) -> str:
-    """Return the model that a run started from: a hub repository, or the name of a run or folder."""
-    if _is_hub_name(init):
-        return init
-    parts = PureWindowsPath(init).parts
-    return _last_name(str(PureWindowsPath(*parts[:-1]))) if parts[1:] and parts[-1] == "model" else _last_name(init)
-
-
-def _is_hub_name(name: str) -> bool:
-    """Tell a hub repository from a local folder of two parts, which exists here at least in its first."""
-    return re.fullmatch(_HUB_NAME, name) is not None and not Path(name.split("/")[0]).exists()
-
-
-def _last_name(path: str) -> str:
-    return PureWindowsPath(path).name  # takes both kinds of slashes
-
-
-def check_figure(record: Any, source: str, weights: str) -> None:
-    """Refuse what is not a whole record of ``genflow fid`` about the model with these weights.
-
-    Raises ``ValueError`` naming ``source``.
-    """
-    if not isinstance(record, dict) or "distance" not in record:
-        raise ValueError(f"{source} is not a figure: give a file that `genflow fid --out` wrote")
-    if "weights" not in record:
-        raise ValueError(f"{source} measured a folder of images, not a model: give figures of `genflow fid MODEL`")
-    if record["weights"] != weights:
-        raise ValueError(f"{source} holds figures of another model: measure this one with `genflow fid --out`")
-    needed = ("sampler", "steps", "guidance", "network_calls", "reference", "reference_images", "features")
-    lacking = [key for key in (*needed, "quantisation") if key not in record]
-    lacking += [] if {"count", "samples"} & record.keys() else ["samples"]
-    if lacking:
-        raise ValueError(f"{source} lacks {' and '.join(lacking)}, without which its figure cannot be read")
+def last_name(path: str, otherwise: str) -> str:
+    """Return the last name of a path of any system, or ``otherwise`` where that is a person's or none."""
+    if not path:
+        return ""
+    shown = PureWindowsPath(path)  # takes both kinds of slashes
+    people = {"", ".", "..", PureWindowsPath(os.path.expanduser("~")).name.casefold()}
+    with contextlib.suppress(OSError, KeyError, ImportError):  # a process may belong to nobody that has a name
+        people.add(getpass.getuser().casefold())
+    is_home = shown.parent.name.casefold() in ("home", "users") or shown.name.startswith("~")
+    return otherwise if is_home or shown.name.casefold() in people else shown.name
 
 
 def _front_matter(repo: str, training: Training | None, figures: Sequence[Mapping[str, Any]], license: str) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    source = training.config.data.path.removeprefix("hf:").partition("?")[0] if training else ""
-    on_hub = training is not None and training.config.data.path.startswith("hf:")
-    start = training.config.init if training else ""
+    data_set = re.fullmatch(HUB_DATA, training.config.data.path) if training else None
+    start = re.fullmatch(HUB_MODEL, training.config.init) if training else None
     results = [
         EvalResult(
             task_type=TASK,
-            dataset_type=_last_name(str(record["reference"])),
-            dataset_name=_last_name(str(record["reference"])),
+            dataset_type=last_name(str(record["reference"]), "data"),
+            dataset_name=last_name(str(record["reference"]), "data"),
             metric_type="fid" if _features(record) == "inception" else "frechet-distance",
             metric_name=_label(record),
             metric_value=round(float(record["distance"]), 4),
@@ -138,8 +115,8 @@ def _front_matter(repo: str, training: Training | None, figures: Sequence[Mappin
         library_name="genflow",
         pipeline_tag=TASK,
         tags=["genflow", "diffusers", *_tags(training)],
-        datasets=[source] if on_hub and re.fullmatch(_HUB_NAME, source) else None,
-        base_model=start if re.fullmatch(_HUB_NAME, start) else None,
+        datasets=[data_set[1]] if data_set else None,
+        base_model=start[1] if start else None,
         model_name=repo.split("/")[1] if results else None,
         eval_results=results or None,
     )
@@ -152,38 +129,59 @@ def _tags(training: Training | None) -> list[str]:
     return [training.config.schedule.type.lower(), training.config.parameterization.type.lower()]
 
 
-def _summary(denoiser: Denoiser) -> str:
+def _summary(denoiser: Denoiser, origin: Training | Imported | None) -> str:
     channels, height, width = denoiser.image_shape
-    colour = {1: "grey", 3: "RGB"}.get(channels, f"{channels}-channel")
+    match origin:
+        case Training():
+            made = "trained with genflow"
+        case Imported(method=method):
+            made = f"imported from published weights ({method})"
+        case None:
+            made = "in genflow's format"
+    kind = {1: "grey images", 3: "RGB images"}.get(channels, f"latents of {channels} channels")
     classes = f", {denoiser.num_classes} classes" if denoiser.num_classes else ""
-    return f"An image generator trained with genflow: {height}x{width} {colour} images{classes}."
+    return f"An image generator {made}: {height}x{width} {kind}{classes}."
 
 
-def _sampling(denoiser: Denoiser, repo: str) -> str:
+def _is_latent(denoiser: Denoiser) -> bool:
+    return denoiser.image_shape[0] not in (1, 3)
+
+
+def _sampling(denoiser: Denoiser, repo: str, origin: Training | Imported | None) -> str:
     """Say how to sample, in Python that runs as it stands."""
     labels = f"labels=[k % {denoiser.num_classes} for k in seeds], " if denoiser.num_classes else ""
     scale = max(1, 48 // denoiser.image_shape[-1])
-    draw = [f'genflow.write_image("samples.png", genflow.grid(images, columns=4, scale={scale}))']
-    if denoiser.image_shape[0] not in (1, 3):  # latents are no pictures
-        draw = ["print(images.shape)"]
+    draw = f'genflow.write_image("samples.png", genflow.grid(images, columns=4, scale={scale}))'
+    how = f'{labels}sampler="{denoiser.sampler}", steps={denoiser.steps}'
+    after = f'`genflow.GenflowPipeline.from_pretrained("{repo}")` is the same as a diffusers pipeline.'
+    if _is_latent(denoiser):
+        how, draw = how + ', output="float"', "print(images.shape)"
+        after = "The images are latents: decode them with the autoencoder that they were made with."
+        if isinstance(origin, Imported) and origin.method == "DiT":
+            after += (
+                " For DiT that is an `AutoencoderKL` of diffusers, whose input is divided by its scaling factor:"
+                " `autoencoder.decode(images / autoencoder.config.scaling_factor).sample`."
+            )
     calls = network_calls(denoiser.sampler, denoiser.steps)
+    default = (
+        f"The model's default is the sampler `{denoiser.sampler}` in {denoiser.steps} steps: {calls} network calls."
+    )
+    if denoiser.times:
+        default += f" It brings time grids of its own for {', '.join(sorted(denoiser.times, key=int))} steps."
     lines = [
         "```python",
         "import genflow",
         "",
         f'model = genflow.Denoiser.from_pretrained("{repo}")',
         "seeds = range(16)  # a seed is an image",
-        f'images = genflow.generate(model, seeds, {labels}sampler="{denoiser.sampler}", steps={denoiser.steps})',
-        *draw,
+        f"images = genflow.generate(model, seeds, {how})",
+        draw,
         "```",
         "",
-        f"The model's default is the sampler `{denoiser.sampler}` in {denoiser.steps} steps: {calls} network calls.",
+        default,
+        after,
     ]
-    if denoiser.times:
-        lines[-1] += f" It brings time grids of its own for {', '.join(sorted(denoiser.times, key=int))} steps."
-    return "\n".join(
-        [*lines, f'`genflow.GenflowPipeline.from_pretrained("{repo}")` is the same as a diffusers pipeline.']
-    )
+    return "\n".join(lines)
 
 
 def _method(denoiser: Denoiser, training: Training | None) -> str:
@@ -249,6 +247,11 @@ def _data(denoiser: Denoiser, training: Training | None) -> str:
     lines.append(f"{denoiser.num_classes} classes" if denoiser.num_classes else "trained without classes")
     if data.flip:
         lines.append("half of the images mirrored")
+    if data.augment:
+        lines.append(
+            "augmented geometrically (arXiv 2206.00364, appendix F.2), each operation with probability"
+            f" {data.augment:g}, of which the network was told"
+        )
     return "; ".join(lines) + "."
 
 
@@ -264,17 +267,34 @@ def _image_count(source: str) -> int | None:
             return None
 
 
-def _training(training: Training | None) -> str:
-    if training is None:
-        return f"Not recorded with the model. Shared by genflow {__version__}."
+def _training(origin: Training | Imported | None) -> str:
+    match origin:
+        case Training():
+            return _run(origin)
+        case Imported(method=method, source=source, sha256=sha256, notes=notes):
+            said = "".join(f"\n- {' '.join(note.split())}" for note in notes)
+            return (
+                f"Imported from published weights ({method}, file `{source}`, sha256 `{sha256}`), which others trained;"
+                f" shared by genflow {__version__}." + (f" What the import noted:\n{said}" if said else "")
+            )
+        case None:
+            return f"Not recorded with the model. Shared by genflow {__version__}."
+
+
+def _run(training: Training) -> str:
+    """Tell the run: its length, where it started, what ran it, and its recipe."""
     config = training.config
     length = "The number of steps taken is not recorded"
+    if training.best:
+        length = "The run's model of the lowest in-training distance; the step that it was taken at is not recorded"
     if training.steps is not None:
         images = training.steps * config.train.batch_size
         length = f"{training.steps:,} steps of {config.train.batch_size} images, {images:,} images in all"
+        if training.best:
+            length = f"The run's model of the lowest in-training distance, by its log after {length}"
         if training.steps < config.train.steps:
             length += f"; the recipe asks for {config.train.steps:,} steps"
-    start = f" It started from the weights of `{config.init}`." if config.init else ""
+    start = f" It started from the weights of `{config.init.removeprefix('hf:')}`." if config.init else ""
     made = training.versions or "The versions that trained it are not recorded"
     return (
         f"{length}.{start} {made}; shared by genflow {__version__}. The recipe, also in config.toml, in which local"
@@ -311,7 +331,7 @@ def _protocol(record: Mapping[str, Any]) -> dict[str, Any]:
         "network_calls": record["network_calls"],
         "guidance": record["guidance"],
         "first_seed": record.get("first_seed", 0),
-        "reference": _last_name(str(record["reference"])),
+        "reference": last_name(str(record["reference"]), "data"),
         "reference_images": record["reference_images"],
         "features": f"{name}:{digest[:12]}",
         "quantisation": record["quantisation"],
@@ -321,7 +341,7 @@ def _protocol(record: Mapping[str, Any]) -> dict[str, Any]:
         shown["standard_deviation"] = round(statistics.stdev(record["distances"]), 4)
     if "floor" in record:
         shown["floor_of_real_images"] = round(statistics.fmean(record["floor"]), 4)
-    if "memorising" in record:
+    if record.get("memorising") is not None:
         shown["memorising_ratio"] = round(record["memorising"], 4)
     if record.get("accuracy") is not None:
         shown["asked_class"] = round(record["accuracy"], 4)
@@ -329,19 +349,40 @@ def _protocol(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _limits(
-    denoiser: Denoiser, training: Training | None, figures: Sequence[Mapping[str, Any]], license: str
+    denoiser: Denoiser, origin: Training | Imported | None, figures: Sequence[Mapping[str, Any]], license: str
 ) -> Iterator[str]:
     """Say what follows from what is known, and what is not known."""
     _, height, width = denoiser.image_shape
-    yield f"It makes images of {height}x{width} of the kind it was trained on, and nothing else."
+    kind = "latents" if _is_latent(denoiser) else "images"
+    yield f"It makes {kind} of {height}x{width} of the kind it was trained on, and nothing else."
     if not figures:
         yield "The quality of its images has not been measured."
-    if any("memorising" in record for record in figures):
+    if any(record.get("memorising") is not None for record in figures):
         yield "Memorising ratio: distance to the nearest training image over that of held-out ones (real 1, copies 0)."
     else:
         yield "Whether it reproduces training images has not been measured."
-    if denoiser.num_classes and training is not None and training.config.objective.label_dropout == 0:
+    if isinstance(origin, Training):
+        yield from _limits_of_run(denoiser, origin.config)
+    if isinstance(origin, Imported):
+        yield (
+            "The weights are the work of others, and the original terms apply to them: the repositories of EDM, 2-RF++"
+            " and DiT carry their own, which are partly non-commercial."
+        )
+        given = f"License, as given by who shared it: {license}; it must agree with those terms."
+        yield given if license else "No license is stated here."
+    else:
+        yield f"License: {license}." if license else "The owner has not chosen a license: ask before using it."
+
+
+def _limits_of_run(denoiser: Denoiser, config: Config) -> Iterator[str]:
+    if config.data.flip:
+        yield "It has seen half of its images mirrored, so left and right mean nothing in what it draws."
+    if config.data.augment:
+        yield (
+            "It was trained on images that were mirrored, scaled, turned and moved, and told of it; samples are asked"
+            " for without, and whether traces remain has not been measured."
+        )
+    if denoiser.num_classes and config.objective.label_dropout == 0:
         yield "It was trained without label dropout, so guidance does not work and labels must be given."
-    if training is not None and training.config.data.path not in EMBEDDED:
+    if config.data.path not in EMBEDDED:
         yield "The terms under which its training images may be used are not recorded."
-    yield f"License: {license}." if license else "The owner has not chosen a license: ask before using it."

@@ -1,5 +1,7 @@
 """The GPU benchmark measures every row once, however often it is stopped."""
 
+import argparse
+import gc
 import json
 import os
 import subprocess
@@ -23,9 +25,17 @@ def gpu(monkeypatch) -> ModuleType:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
+    for module, name in ((torch.compiler, "reset"), (gc, "collect")):  # most of the time that tiny rows take
+        monkeypatch.setattr(module, name, lambda: None)
     import gpu  # pyright: ignore[reportMissingImports]
 
     return gpu
+
+
+@pytest.fixture
+def measuring(gpu) -> ModuleType:
+    """What it measures with."""
+    return sys.modules["gpu_measuring"]
 
 
 def names(out: Path) -> list[str]:
@@ -51,13 +61,16 @@ def test_slices_add_up_to_every_row_once(gpu, tmp_path, capsys) -> None:
         assert f"{len(expected) - count} rows to go" in capsys.readouterr().out
     early = out.read_text()
     assert gpu.main(command) == 0
-    assert "all 11 rows are there" in capsys.readouterr().out
+    assert "all 17 rows are there" in capsys.readouterr().out
     assert out.read_text().startswith(early)
     assert names(out) == expected
     assert gpu.main(command) == 0  # and nothing is measured again
     assert names(out) == expected
     shown = out.with_suffix(".md").read_text()
-    assert [shown.count(f"\n| {network.name} |") for network in gpu.tiny().networks] == [5, 5]
+    assert [shown.count(f"\n| {network.name} |") for network in gpu.tiny().networks] == [8, 8]
+    assert [
+        shown.count(f"\n| {network.name} | {c} | 18 (35) |") for network in gpu.tiny().networks for c in ("no", "yes")
+    ] == [1] * 4
     assert "failed" not in shown
 
 
@@ -72,7 +85,7 @@ def test_rows_of_another_device_are_not_mixed(gpu, tmp_path, capsys) -> None:
     assert out.read_bytes() == kept
 
 
-def test_the_largest_batch_that_fits_is_taken(gpu) -> None:
+def test_the_largest_batch_that_fits_is_taken(measuring) -> None:
     tried = []
 
     def attempt(batch: int) -> dict:
@@ -81,10 +94,106 @@ def test_the_largest_batch_that_fits_is_taken(gpu) -> None:
             raise torch.OutOfMemoryError
         return {"images_per_second": 1.0}
 
-    assert gpu.largest_batch((1024, 512, 256, 128, 64), attempt) == {"batch": 128, "images_per_second": 1.0}
+    assert measuring.largest_batch((1024, 512, 256, 128, 64), attempt) == {"batch": 128, "images_per_second": 1.0}
     assert tried == [1024, 512, 256, 128]
     with pytest.raises(RuntimeError, match="not even a batch of 256"):
-        gpu.largest_batch((512, 256), attempt)
+        measuring.largest_batch((512, 256), attempt)
+
+
+def test_memory_that_lacks_in_the_compiler_is_memory_that_lacks(measuring) -> None:
+    def attempt(batch: int) -> dict:
+        if batch > 2:
+            raise RuntimeError("backend='inductor' raised:\nOutOfMemoryError: CUDA out of memory.")
+        raise RuntimeError("no compiler here")
+
+    with pytest.raises(RuntimeError, match="no compiler here"):
+        measuring.largest_batch((4, 2), attempt)
+
+
+def test_no_batch_is_tried_that_would_overstay(measuring) -> None:
+    tried = []
+
+    def attempt(batch: int) -> dict:
+        tried.append(batch)
+        time.sleep(0.03)
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(RuntimeError, match="no batch above 64 fits into memory, and there was no time"):
+        measuring.largest_batch((128, 64, 32), attempt, 0.04)
+    assert tried == [128]
+
+
+def test_a_slice_ends_within_its_budget(gpu, monkeypatch) -> None:
+    """Nine minutes is what a command may take where these are run."""
+    assert max(row.seconds for row in gpu.rows(gpu.full(), 8)) <= 500
+    given = []
+    monkeypatch.setattr(gpu, "run_workers", lambda command, count, seconds: given.append(seconds) or '{"a": 1}')
+    options = argparse.Namespace(device="cpu", tiny=True)
+    for row in [row for row in gpu.rows(gpu.tiny(), 2) if row.kind == "processes"]:
+        assert gpu.measure(row, {}, gpu.tiny(), options) == {"batch": 2, "a": 1}
+        assert given.pop() + gpu.GRACE <= row.seconds
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_compiled_rows_compile_and_try_every_batch(compiled: bool, gpu, measuring, monkeypatch) -> None:
+    """A compiled network may hold more in memory than one that is not, or less."""
+    asked, tried = [], []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: asked.append(type(self).__name__))
+    monkeypatch.setattr(measuring, "timed", lambda action, device, effort: tried.append(device) or 0.5)
+    network = gpu.tiny().networks[0]
+    eager = {f"train, {network.name}": {"batch": 2}}
+    options = argparse.Namespace(device="cpu", tiny=True)
+    for kind, steps in (("train", 0), ("sample", 1)):
+        row = gpu.Row(kind=kind, network=network, compiled=compiled, steps=steps, seconds=100)
+        assert gpu.measure(row, eager, gpu.tiny(), options)["batch"] == 4
+        assert asked == ["UNet"] * compiled
+        asked.clear()
+
+
+HANGS = r"""
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen(["sleep", "600"])
+with open(sys.argv[1] + os.environ["RANK"], "w") as file:
+    file.write(f"{os.getpid()} {child.pid}\n")
+time.sleep(600)
+"""
+FAILS = """
+import os, time
+if os.environ["RANK"] == "1":
+    raise ValueError("no such device")
+time.sleep(600)
+"""
+
+
+def alive(pid: int) -> bool:
+    """Tell whether a process still does anything; nobody may have asked yet how it ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks Linux which processes there are")
+def test_processes_that_hang_are_ended_with_all_that_they_started(gpu, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(gpu, "GRACE", 0.4)
+    began = time.perf_counter()
+    with pytest.raises(RuntimeError, match="the 2 processes had not ended after 1 s"):
+        gpu.run_workers([sys.executable, "-S", "-c", HANGS, str(tmp_path / "pid")], 2, 1)
+    assert time.perf_counter() - began < 5
+    pids = [int(pid) for rank in range(2) for pid in (tmp_path / f"pid{rank}").read_text().split()]
+    assert len(pids) == 4
+    until = time.perf_counter() + 5
+    while any(map(alive, pids)) and time.perf_counter() < until:
+        time.sleep(0.01)
+    assert not any(map(alive, pids))
+
+
+def test_one_process_that_fails_ends_the_others(gpu) -> None:
+    began = time.perf_counter()
+    with pytest.raises(RuntimeError, match="ValueError: no such device"):
+        gpu.run_workers([sys.executable, "-S", "-c", FAILS], 2, 60)
+    assert time.perf_counter() - began < 5
 
 
 def test_a_row_that_fails_is_noted_and_the_others_go_on(gpu, tmp_path, monkeypatch, capsys) -> None:
@@ -92,9 +201,10 @@ def test_a_row_that_fails_is_noted_and_the_others_go_on(gpu, tmp_path, monkeypat
         raise RuntimeError("no compiler here\nand more")
 
     monkeypatch.setattr(gpu, "train", broken)
+    monkeypatch.setattr(gpu, "sample", lambda *given: {"batch": 1, "images_per_second": 1.0, "peak_memory": None})
     out = tmp_path / "gpu.jsonl"
     assert gpu.main(["--device", "cpu", "--tiny", "--processes", "1", "--out", str(out)]) == 0
-    assert len(names(out)) == 11
+    assert len(names(out)) == 17
     shown = out.with_suffix(".md").read_text()
     assert shown.count("failed: no compiler here |") == 4
     assert all(
@@ -102,7 +212,7 @@ def test_a_row_that_fails_is_noted_and_the_others_go_on(gpu, tmp_path, monkeypat
     )
 
 
-def test_flops_are_those_of_the_matrix_products(gpu) -> None:
+def test_flops_are_those_of_the_matrix_products(gpu, measuring) -> None:
     """Counted by hand: three passes of every product, two of the first, which has no gradient to its input."""
     network = gpu.tiny().networks[1]
     width, tokens, patch, channels = 16, 4, 4, 4
@@ -110,7 +220,7 @@ def test_flops_are_those_of_the_matrix_products(gpu) -> None:
     block = tokens * width * width * (4 + 8) + width * 6 * width
     attention = 2 * tokens * tokens * width
     head = width * 2 * width
-    counted = gpu.flops_per_image(network)
+    counted = measuring.flops_per_image(network)
     least = 2 * (2 * patches + 3 * (block + attention + head + patches))
     assert least <= counted <= 1.3 * least  # the embedding of time and labels comes on top
 
@@ -129,10 +239,10 @@ def test_the_committed_table_is_that_of_the_committed_rows(gpu) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "billion"), [("DiT-B/2 32x32x4", 23.01), ("DiT-B/4 32x32x4", 5.56)])
-def test_the_networks_have_the_published_costs(gpu, name: str, billion: float) -> None:
+def test_the_networks_have_the_published_costs(gpu, measuring, name: str, billion: float) -> None:
     """Multiply-adds of one forward pass: Scalable Diffusion Models with Transformers (arXiv 2212.09748), Table 4."""
     network = next(n for n in gpu.full().networks if n.name == name)
-    assert gpu.flops_per_image(network, 1) / 6 / 1e9 == pytest.approx(billion, rel=0.01)
+    assert measuring.flops_per_image(network, 1) / 6 / 1e9 == pytest.approx(billion, rel=0.01)
 
 
 @pytest.mark.slow
@@ -148,7 +258,7 @@ def test_killed_after_its_first_row_it_goes_on_with_the_second(gpu, tmp_path) ->
     process.kill()
     process.communicate()
     first = out.read_text()
-    assert 1 <= len(names(out)) < 13
+    assert 1 <= len(names(out)) < 19
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert out.read_text().startswith(first)

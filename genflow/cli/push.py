@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PureWindowsPath
+from typing import TYPE_CHECKING, Annotated, Any, TypeGuard
 
 import tyro
 
@@ -16,8 +19,12 @@ from genflow.config_files import load_config, parse_arguments, to_toml
 from genflow.files import atomic_folder
 
 if TYPE_CHECKING:
-    from genflow.card import Training
+    from genflow.card import Imported, Training
+    from genflow.config import Config
     from genflow.denoiser import Denoiser
+
+# what an upload writes; what an earlier one left of it, under other names or without need, is removed
+_OURS = ["denoiser/diffusion_pytorch_model*", "config.toml", "preview.png", "import.json"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +32,7 @@ class PushArguments:
     """What ``genflow push`` takes."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """A run's folder, or a saved model."""
+    """A run's folder, its model/ or best/, or a saved model."""
     repo: str
     """Hub repository, OWNER/NAME; it is created if there is none."""
     private: bool = False
@@ -54,25 +61,31 @@ def push(arguments: Sequence[str], *, prog: str = "genflow push") -> None:
         raise ValueError(f"{out} exists: remove it, or give another --out")
     if not options.dry_run:
         _check_token()
-    from genflow.card import check_figure
+    from genflow.card import Imported
     from genflow.cli.models import weights_hash
     from genflow.denoiser import Denoiser
 
-    inner = options.run / "model"
-    denoiser = Denoiser.from_pretrained(inner if inner.is_dir() else options.run)
+    model = options.run / "model" if (options.run / "model").is_dir() else options.run
+    denoiser = Denoiser.from_pretrained(model)
     weights = weights_hash(denoiser)
-    figures = _read_figures(options)
+    figures = _read_figures(options, weights)
     for path, record in figures.items():
-        check_figure(record, str(path), weights)
+        _check_figure(record, str(path), weights)
+    origin = _read_import(model / "import.json") or _read_training(options.run)
+    if isinstance(origin, Imported):
+        print(
+            "note: others published these weights, and their terms apply (the repositories of EDM, 2-RF++ and DiT carry"
+            " their own, partly non-commercial): --license must agree with them"
+        )
     if options.dry_run:
         with atomic_folder(out) as folder:
-            _assemble(folder, denoiser, list(figures.values()), options)
+            _assemble(folder, denoiser, origin, list(figures.values()), options)
         shown = options.repo + (" (private)" if options.private else "")
         print(f"{out}: what would be uploaded to {shown}")
         print("\n".join(f"  {name}  {size:,} bytes" for name, size in _listing(out)))
         return
     with tempfile.TemporaryDirectory() as temporary:
-        _assemble(Path(temporary), denoiser, list(figures.values()), options)
+        _assemble(Path(temporary), denoiser, origin, list(figures.values()), options)
         print(f"{_upload(Path(temporary), options)}: {len(_listing(Path(temporary)))} files uploaded")
 
 
@@ -101,15 +114,64 @@ def _check_options(options: PushArguments) -> None:
         )
 
 
-def _read_figures(options: PushArguments) -> dict[Path, Any]:
-    """Return the records given, and those of models that lie in the run's folder, by file."""
+def _run_of(folder: Path) -> Path:
+    """Return the run whose model/ or best/ this folder is, or the folder itself."""
+    place = Path(os.path.abspath(folder))
+    own = (folder / "config.toml").is_file() or (folder / "import.json").is_file()
+    if own or place.name not in ("model", "best") or not (place.parent / "config.toml").is_file():
+        return folder
+    return folder.parent if folder.name == place.name else place.parent
+
+
+def _read_figures(options: PushArguments, weights: str) -> dict[Path, Any]:
+    """Return the records given, and those of models that lie in the run's folder, by file.
+
+    For model/ or best/ of a run, those of the other one are left out.
+    """
     found = {path: _read_json(path) for path in options.figures}
     given = {path.resolve() for path in found}
-    for path in sorted(options.run.glob("*.json")):
+    run = _run_of(options.run)
+    for path in sorted({*options.run.glob("*.json"), *run.glob("*.json")}):
         record = _read_json(path)
-        if path.resolve() not in given and isinstance(record, dict) and {"distance", "weights"} <= record.keys():
+        if path.resolve() in given or not (isinstance(record, dict) and {"distance", "weights"} <= record.keys()):
+            continue
+        if run == options.run or record["weights"] == weights:
             found[path] = record
     return found
+
+
+def _check_figure(record: Any, source: str, weights: str) -> None:
+    """Refuse what is not a whole record of ``genflow fid`` about the model with these weights, naming ``source``."""
+    if not isinstance(record, dict) or "distance" not in record:
+        raise ValueError(f"{source} is not a figure: give a file that `genflow fid --out` wrote")
+    if "weights" not in record:
+        raise ValueError(f"{source} measured a folder of images, not a model: give figures of `genflow fid MODEL`")
+    if record["weights"] != weights:
+        raise ValueError(f"{source} holds figures of another model: measure this one with `genflow fid --out`")
+    needed = ("sampler", "steps", "guidance", "network_calls", "reference", "reference_images", "features")
+    lacking = [key for key in (*needed, "quantisation") if key not in record]
+    lacking += [] if {"count", "samples"} & record.keys() else ["samples"]
+    if lacking:
+        raise ValueError(f"{source} lacks {' and '.join(lacking)}, without which its figure cannot be read")
+    numbers = ("distance", "steps", "guidance", "network_calls", "reference_images", "count", "samples", "first_seed")
+    wrong = [f"{key} is not a finite number" for key in numbers if key in record and not _is_finite(record[key])]
+    for key in ("memorising", "accuracy"):
+        if record.get(key) is not None and not _is_finite(record[key]):
+            wrong.append(f"{key} is neither a finite number nor null")
+    for key in ("distances", "floor"):
+        values = record.get(key, [0, 0])
+        if not isinstance(values, list) or len(values) < 2 or not all(map(_is_finite, values)):
+            wrong.append(f"{key} is not a list of two finite numbers or more")
+    for key in ("sampler", "reference", "features", "quantisation"):
+        if not isinstance(record[key], str):
+            wrong.append(f"{key} is not a string")
+    if wrong:
+        raise ValueError(f"{source} is damaged, {' and '.join(wrong)}: measure anew with `genflow fid --out`")
+
+
+def _is_finite(value: Any) -> TypeGuard[int | float]:
+    """Tell numbers from NaN, infinities, integers beyond all floats, booleans and everything else."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _read_json(path: Path) -> Any:
@@ -121,60 +183,142 @@ def _read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not JSON: {error}") from None
 
 
-def _assemble(folder: Path, denoiser: Denoiser, figures: list[Any], options: PushArguments) -> None:
-    """Write what is shared: the pipeline folder anew, the recipe, a preview and the card."""
-    from genflow.card import PREVIEW, model_card
+def _assemble(
+    folder: Path, denoiser: Denoiser, origin: Training | Imported | None, figures: list[Any], options: PushArguments
+) -> None:
+    """Write what is shared: the pipeline folder anew, where it came from, a preview and the card."""
+    from genflow.card import PREVIEW, Imported, Training, model_card
     from genflow.pictures import read_image, write_image
     from genflow.pipeline import GenflowPipeline
 
     GenflowPipeline(denoiser).save_pretrained(str(folder))
-    training = _read_training(options.run)
-    if training is not None:
-        made = f"# {training.versions}\n" if training.versions else ""
-        (folder / "config.toml").write_text(made + to_toml(training.config), encoding="utf-8")
-    preview, caption = _find_preview(options.run)
+    match origin:
+        case Training(config=config, versions=versions):
+            made = f"# {versions}\n" if versions else ""
+            (folder / "config.toml").write_text(made + to_toml(config), encoding="utf-8")
+        case Imported():
+            (folder / "import.json").write_text(json.dumps(asdict(origin), indent=2) + "\n", encoding="utf-8")
+        case None:
+            pass
+    preview, caption = _find_preview(options.run, origin.steps if isinstance(origin, Training) else None)
     if preview is not None:
         write_image(folder / PREVIEW, read_image(preview))  # the pixels alone
-    card = model_card(
-        denoiser, options.repo, training=training, figures=figures, license=options.license, preview=caption
-    )
+    card = model_card(denoiser, options.repo, origin=origin, figures=figures, license=options.license, preview=caption)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _read_training(run: Path) -> Training | None:
-    """Return what a run says of its training, without local paths, or None."""
-    from genflow.card import Training, without_local_paths
+def _read_import(path: Path) -> Imported | None:
+    """Return what ``genflow import`` wrote beside a model, without local paths, or None."""
+    from genflow.card import Imported, last_name
 
+    if not path.is_file():
+        return None
+    match _read_json(path):
+        case {"source": str(source), "sha256": str(sha256), "method": str(method), "notes": list(notes)} if all(
+            isinstance(note, str) for note in notes
+        ):
+            name = last_name(source, "weights")
+            return Imported(method=method, source=name, sha256=sha256, notes=tuple(notes))
+        case _:
+            raise ValueError(f"{path} is not what `genflow import` writes: import the weights anew")
+
+
+def _read_training(folder: Path) -> Training | None:
+    """Return what the run of this folder says of its training, without local paths, or None."""
+    from genflow.card import Training
+
+    run = _run_of(folder)
     path = run / "config.toml"
     if not path.is_file():
         return None
     config = load_config(path)
     first = path.read_text(encoding="utf-8").splitlines()[0]
     versions = re.fullmatch(r"# (genflow \S+(?:, [\w-]+ [\w.+-]+)*)", first)
+    best = run != folder and Path(os.path.abspath(folder)).name == "best"
     return Training(
-        config=without_local_paths(config),
-        steps=_steps_taken(run),
+        config=_without_local_paths(config),
+        steps=_step_of_best(run) if best else _step_of_model(run, config.train.steps),
         versions=versions[1] if versions else "",
+        best=best,
     )
 
 
-def _steps_taken(run: Path) -> int | None:
-    """Return the steps of the model: those of the newest checkpoint, written with it, or else of the log's end."""
-    saved = [int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*")]
+def _without_local_paths(config: Config) -> Config:
+    """Return the configuration with every local path reduced to its last name; names on the hub stay.
+
+    The folder of runs becomes the default one. Decided by the text alone, so that it is the same wherever it is done.
+    """
+    from genflow.card import last_name
+    from genflow.config import Config
+
+    data = replace(config.data, path=_data_source(config.data.path), labels=last_name(config.data.labels, "labels"))
+    return replace(config, out=Config.out, init=_start(config.init), data=data)
+
+
+def _data_source(source: str) -> str:
+    """Return a data source without the folders that lead to it."""
+    from genflow.card import HUB_DATA, last_name
+    from genflow.data.images import EMBEDDED
+
+    if source in EMBEDDED or re.fullmatch(HUB_DATA, source):
+        return source
+    if source.startswith("hf:"):
+        path, mark, query = source.removeprefix("hf:").partition("?")
+        return f"hf:./{last_name(path, 'data')}{mark}{query}"
+    name = last_name(source, "data")
+    return f"./{name}" if name in EMBEDDED or name.startswith("hf:") else name
+
+
+def _start(init: str) -> str:
+    """Return the model that a run started from: a hub repository, or the name of a run or folder."""
+    from genflow.card import HUB_MODEL, last_name
+
+    if re.fullmatch(HUB_MODEL, init):
+        return init
+    path = PureWindowsPath(init)
+    return last_name(str(path.parent) if path.parts[1:] and path.name in ("model", "best") else init, "model")
+
+
+def _step_of_model(run: Path, total: int) -> int | None:
+    """Return the steps of model/: those of the newest checkpoint, written with it, or of a log that is complete."""
+    saved = _numbered(run / "checkpoints", "")
     if saved:
         return max(saved)
-    log = run / "log.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    return json.loads(lines[-1])["step"] if lines else None
+    log = _read_log(run)
+    return total if log and log[-1]["step"] == total else None
 
 
-def _find_preview(run: Path) -> tuple[Path | None, str]:
-    """Return the newest picture of a run and its caption; or the one that was shared before."""
-    drawn = sorted((run / "previews").glob("step-*.png"))
+def _step_of_best(run: Path) -> int | None:
+    """Return the step at which the log has the lowest in-training distance, the first one of equals, if it has any."""
+    found = [(r["frechet_train"], r["step"]) for r in _read_log(run) if _is_finite(r.get("frechet_train"))]
+    return min(found)[1] if found else None
+
+
+def _read_log(run: Path) -> list[dict[str, Any]]:
+    """Return the records of log.jsonl; half a line, which a killed run leaves, is none."""
+    path = run / "log.jsonl"
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return [record for record in records if isinstance(record, dict) and isinstance(record.get("step"), int)]
+
+
+def _numbered(folder: Path, suffix: str) -> dict[int, Path]:
+    """Return what a folder holds for single steps, by step."""
+    names = ((re.fullmatch(r"step-(\d+)", path.name.removesuffix(suffix)), path) for path in folder.glob(f"*{suffix}"))
+    return {int(match[1]): path for match, path in names if match}
+
+
+def _find_preview(folder: Path, steps: int | None) -> tuple[Path | None, str]:
+    """Return the newest picture of a run that is not newer than its model, or the one shared before, with a caption."""
+    drawn = _numbered(_run_of(folder) / "previews", ".png")
     if drawn:
-        step = int(drawn[-1].stem.removeprefix("step-"))
-        return drawn[-1], f"Drawn by the run itself after step {step:,}, with the default sampler; nothing picked."
-    shared = run / "preview.png"
+        step = max((step for step in drawn if steps is not None and step <= steps), default=None)
+        if step is None:
+            return None, ""
+        return drawn[step], f"Drawn by the run itself after step {step:,}, with the default sampler; nothing picked."
+    shared = folder / "preview.png"
     return (shared, "Drawn in training.") if shared.is_file() else (None, "")
 
 
@@ -209,7 +353,7 @@ def _upload(folder: Path, options: PushArguments) -> str:
             repo_id=options.repo,
             folder_path=folder,
             commit_message="Share a genflow model",
-            delete_patterns=["denoiser/*"],  # weights of an earlier upload under other file names
+            delete_patterns=_OURS,  # but for those that are uploaded
         )
     except LocalTokenNotFoundError:
         raise ValueError("the hub wants a token: run `hf auth login`") from None

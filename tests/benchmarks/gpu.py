@@ -10,55 +10,37 @@ the tables are written beside it.
   weights, log sums) on random images in memory, in bf16 autocast, with and without torch.compile.
 - Share of peak: FLOPs of the forward and backward pass alone (2 per multiply-add, attention as matrix products, nothing
   else of the step) over what the device is sold with, dense bf16, and over a large bf16 matrix product measured here.
-- Sampling: ``genflow.generate`` with Heun in bf16 autocast, the seeded noise made on the host included.
+- Sampling: ``genflow.generate`` with Heun in bf16 autocast, with and without torch.compile; the seeded noise made on
+  the host is included.
 - Processes: the same step, the same batch per process, over several GPUs (NCCL) beside one.
 
-Batches are the largest of 64 to 1024 that fit. Times are medians over repeats between CUDA events, after warm-up.
+Batches are the largest of 64 to 1024 that fit, tried for each row (processes take that of one alone). Times are medians
+over repeats between CUDA events, after warm-up.
 ``--device cpu --tiny`` runs every line, in seconds with TORCH_COMPILE_DISABLE=1, and measures nothing of interest.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
-import itertools
+import contextlib
 import json
 import os
-import statistics
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate.state import AcceleratorState, GradientState
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from gpu_measuring import Effort, Network, free, full, matmul, sample, tiny, train, work
 
-from genflow.build import build_denoiser, build_objective
-from genflow.config import (
-    Config,
-    DiTConfig,
-    KarrasConfig,
-    LinearConfig,
-    LogNormalConfig,
-    OptimConfig,
-    PredictVelocityConfig,
-    RegressionConfig,
-    TrainConfig,
-    UNetConfig,
-    VEConfig,
-)
 from genflow.files import write_text
-from genflow.nn.dit import dit_preset
-from genflow.objectives.base import Batch
-from genflow.sampling.generate import generate, network_calls
-from genflow.training.trainer import Trainer, make_accelerator
+from genflow.sampling.generate import network_calls
 
 OUT = Path(__file__).parent / "results" / "gpu.jsonl"
 # dense bf16 TFLOP/s of the makers' data sheets, by the exact name that torch gives; others are left blank
@@ -73,67 +55,7 @@ PEAKS = {
     "NVIDIA GeForce RTX 4090": 165,
 }
 NOT_RUN = "not run on a GPU yet"
-PATIENCE = 60  # seconds after which nothing is repeated a fourth time
-
-
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    """A network and the method that it is trained with."""
-
-    name: str
-    shape: tuple[int, int, int]
-    backbone: UNetConfig | DiTConfig
-    classes: int = 0
-
-    def config(self, out: str, **train: Any) -> Config:
-        method: dict[str, Any] = {"schedule": LinearConfig(), "parameterization": PredictVelocityConfig()}
-        if isinstance(self.backbone, UNetConfig):
-            method = {"schedule": VEConfig(), "parameterization": KarrasConfig()}
-            method["objective"] = RegressionConfig(times=LogNormalConfig())
-        compiled = train.pop("compile", False)
-        train = {"steps": 1_000_000, "mixed_precision": "bf16"} | train
-        optim = OptimConfig(lr=1e-4, clip=1.0)
-        return Config(
-            out=out, compile=compiled, backbone=self.backbone, optim=optim, train=TrainConfig(**train), **method
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Effort:
-    """How much is measured."""
-
-    networks: tuple[Network, ...]
-    batches: tuple[int, ...]
-    warmup: int
-    repeats: int
-    inner: int
-    matmul: int
-
-
-def full() -> Effort:
-    cifar = Network(name="DDPM++ UNet 32x32x3", shape=(3, 32, 32), backbone=UNetConfig())
-    size = dit_preset("B")
-    transformers = [
-        Network(
-            name=f"DiT-B/{patch} 32x32x4",
-            shape=(4, 32, 32),
-            backbone=DiTConfig(patch_size=patch, width=size["width"], depth=size["depth"], heads=size["heads"]),
-            classes=1000,
-        )
-        for patch in (2, 4)
-    ]
-    batches = (1024, 512, 256, 128, 64)
-    return Effort(networks=(cifar, *transformers), batches=batches, warmup=5, repeats=7, inner=5, matmul=8192)
-
-
-def tiny() -> Effort:
-    unet = UNetConfig(width=16, multipliers=(1,), blocks=1, attention=(8,))
-    dit = DiTConfig(patch_size=4, width=16, depth=1, heads=2)
-    networks = (
-        Network(name="UNet 8x8x3", shape=(3, 8, 8), backbone=unet),
-        Network(name="DiT 8x8x4", shape=(4, 8, 8), backbone=dit, classes=3),
-    )
-    return Effort(networks=networks, batches=(4, 2), warmup=1, repeats=2, inner=1, matmul=64)
+GRACE = 10  # seconds of a row that are kept for ending its processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,177 +81,91 @@ def rows(effort: Effort, processes: int) -> list[Row]:
     found = [Row(kind="matmul", seconds=20)]
     for network in effort.networks:
         found += [Row(kind="train", network=network, seconds=100)]
-        found += [Row(kind="train", network=network, compiled=True, seconds=240)]
-        found += [Row(kind="sample", network=network, steps=steps, seconds=120) for steps in (1, 2, 18)]
+        found += [Row(kind="train", network=network, compiled=True, seconds=400)]
+        for compiled, seconds in ((False, 120), (True, 300)):
+            found += [
+                Row(kind="sample", network=network, compiled=compiled, steps=steps, seconds=seconds)
+                for steps in (1, 2, 18)
+            ]
     if processes > 1:
         found += [Row(kind="processes", network=n, processes=processes, seconds=150) for n in effort.networks]
     return found
 
 
-# Measuring
-
-
-def clock(device: torch.device) -> Callable[[], float]:
-    """Begin to measure, and return a function that ends it and gives the seconds, by the device's own clock."""
-    if device.type != "cuda":
-        started = time.perf_counter()
-        return lambda: time.perf_counter() - started
-    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    first.record()
-
-    def seconds() -> float:
-        last.record()
-        last.synchronize()
-        return first.elapsed_time(last) / 1000
-
-    return seconds
-
-
-def timed(action: Callable[[int], object], device: torch.device, effort: Effort) -> float:
-    """Return the median seconds of ``action(number)`` after warm-up, over three repeats at least."""
-    numbers = itertools.count()
-    once = 0.0
-    for _ in range(effort.warmup):
-        stop = clock(device)
-        action(next(numbers))
-        once = stop()
-    inner = max(1, min(effort.inner, int(1 / once)))
-    seconds: list[float] = []
-    while len(seconds) < effort.repeats and (len(seconds) < 3 or sum(seconds) * inner < PATIENCE):
-        stop = clock(device)
-        for _ in range(inner):
-            action(next(numbers))
-        seconds.append(stop() / inner)
-    return statistics.median(seconds)
-
-
-def largest_batch(batches: Sequence[int], attempt: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
-    """Return what ``attempt`` gives for the first of ``batches``, in falling order, that fits into memory."""
-    for batch in batches:
-        try:
-            return {"batch": batch, **attempt(batch)}
-        except torch.OutOfMemoryError:
-            pass  # what the attempt held is let go only once its traceback is
-        _free()
-    raise RuntimeError(f"not even a batch of {batches[-1]} fits into memory")
-
-
-def _free() -> None:
-    gc.collect()
-    torch.compiler.reset()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
-def make_trainer(network: Network, batch: int, folder: str, *, compiled: bool = False, processes: int = 1) -> Trainer:
-    """A trainer on ``batch`` random images a process, which lie in memory."""
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
-    config = network.config(folder, compile=compiled, batch_size=batch * processes)
-    accelerator = make_accelerator(config)
-    objective = build_objective(config, build_denoiser(config, network.shape, network.classes))
-    images = torch.randint(256, (batch, *network.shape), dtype=torch.uint8)
-    labels = torch.randint(network.classes, (batch,)) if network.classes else None
-    index = torch.arange(batch)
-    return Trainer(objective, lambda number: (images, labels, index), config, accelerator=accelerator)
-
-
-def train(network: Network, batches: Sequence[int], compiled: bool, effort: Effort) -> dict[str, Any]:
-    def attempt(batch: int) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory() as folder:
-            trainer = make_trainer(network, batch, folder, compiled=compiled)
-            device = trainer.accelerator.device
-            seconds = timed(trainer._step, device, effort)
-        memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
-        return {"images_per_second": batch / seconds, "peak_memory": memory, "parameters": _size(trainer.objective)}
-
-    return largest_batch(batches, attempt) | {"flops_per_image": flops_per_image(network)}
-
-
-def _size(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-def flops_per_image(network: Network, count: int = 2) -> int:
-    """FLOPs of the forward and backward pass for one image, counted on the CPU."""
-    config = network.config("")
-    objective = build_objective(config, build_denoiser(config, network.shape, network.classes))
-    labels = torch.zeros(count, dtype=torch.int64) if network.classes else None
-    batch = Batch.draw(torch.randn(count, *network.shape), labels, torch.arange(count))
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # fused kernels hide theirs on a CPU
-        objective(batch, 0).mean().backward()
-    return counter.get_total_flops() // count
-
-
-def sample(network: Network, steps: int, device: torch.device, effort: Effort) -> dict[str, Any]:
-    denoiser = build_denoiser(network.config(""), network.shape, network.classes)
-    nn.Module.to(denoiser, device)
-
-    def attempt(batch: int) -> dict[str, Any]:
-        labels = [k % network.classes for k in range(batch)] if network.classes else None
-
-        def once(number: int) -> None:
-            seeds = range(number * batch, (number + 1) * batch)
-            generate(denoiser, seeds, labels=labels, sampler="heun", steps=steps, batch_size=batch)
-
-        with torch.autocast(device.type, torch.bfloat16):
-            seconds = timed(once, device, effort)
-        memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
-        return {"images_per_second": batch / seconds, "peak_memory": memory}
-
-    return largest_batch(effort.batches, attempt)
-
-
-def matmul(device: torch.device, effort: Effort) -> dict[str, Any]:
-    n = effort.matmul
-    a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
-    return {"size": n, "tflops": 2 * n**3 / timed(lambda number: a @ b, device, effort) / 1e12}
-
-
 def processes(row: Row, batch: int, options: argparse.Namespace) -> dict[str, Any]:
     """Launch this file once a process, and return the rate of all together."""
     assert row.network is not None
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(row.processes)]
-    command += [__file__, "--worker", row.network.name, "--batch", str(batch), "--device", options.device]
-    done = subprocess.run(
-        [*command, *(["--tiny"] if options.tiny else [])], capture_output=True, text=True, timeout=300, check=False
-    )
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if "Error" in line]
-        raise RuntimeError(said[0] if said else f"the processes ended with code {done.returncode}")
-    return {"batch": batch, **json.loads(done.stdout.strip().splitlines()[-1])}
+    command = [sys.executable, __file__, "--worker", row.network.name, "--batch", str(batch)]
+    command += ["--device", options.device, *(["--tiny"] if options.tiny else [])]
+    said = run_workers(command, row.processes, row.seconds - GRACE)
+    return {"batch": batch, **json.loads(said.strip().splitlines()[-1])}
 
 
-def work(network: Network, batch: int, effort: Effort) -> None:
-    """What each of several processes does; the first one tells the rate."""
-    count = int(os.environ["WORLD_SIZE"])
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(network, batch, folder, processes=count)
-        seconds = timed(trainer._step, trainer.accelerator.device, effort)
-    trainer.accelerator.wait_for_everyone()
-    if trainer.accelerator.is_main_process:
-        print(json.dumps({"images_per_second": count * batch / seconds}), flush=True)
-    torch.distributed.destroy_process_group()
+def run_workers(command: Sequence[str], count: int, seconds: float) -> str:
+    """Run a command in ``count`` processes that know of each other, and return what the first one printed.
+
+    Raises ``RuntimeError`` if one fails or all take longer than ``seconds``; none is left then, nor what they started.
+    """
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    shared = {"OMP_NUM_THREADS": "1", **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    until = time.perf_counter() + seconds
+    started: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as complaints:
+        try:
+            for rank in range(count):
+                place = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                out = subprocess.DEVNULL if rank else printed
+                started.append(
+                    subprocess.Popen(command, env=place, stdout=out, stderr=complaints, start_new_session=True)
+                )
+            while None in (codes := [process.poll() for process in started]) and not any(codes):
+                if time.perf_counter() > until:
+                    raise RuntimeError(f"the {count} processes had not ended after {seconds:g} s")
+                time.sleep(0.05)
+            if any(codes):  # the others would wait for it
+                complaints.seek(0)
+                said = [line for line in complaints.read().decode(errors="replace").splitlines() if "Error" in line]
+                raise RuntimeError(said[0] if said else f"processes ended with codes {codes}")
+        except BaseException:
+            stop(started)
+            raise
+        printed.seek(0)
+        return printed.read().decode()
+
+
+def stop(started: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End processes that lead sessions of their own: asked first, then, with all that they started, killed."""
+    for process in started:
+        process.terminate()
+    until = time.perf_counter() + GRACE / 2
+    for process in started:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0, until - time.perf_counter()))
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def measure(row: Row, records: dict[str, Any], effort: Effort, options: argparse.Namespace) -> dict[str, Any]:
     """Return the figures of one row, or why there are none."""
     device = torch.device(options.device)
-    _free()
-    eager = records.get(Row(kind="train", network=row.network, seconds=0).name, {})
-    fitting = [batch for batch in effort.batches if batch <= eager.get("batch", effort.batches[0])]
+    free()
     try:
         match row:
             case Row(kind="matmul"):
                 return matmul(device, effort)
             case Row(kind="train", network=Network() as network):
-                return train(network, fitting, row.compiled, effort)
+                return train(network, row.compiled, effort, row.seconds)
             case Row(kind="sample", network=Network() as network):
-                return sample(network, row.steps, device, effort)
+                return sample(network, row.steps, row.compiled, device, effort, row.seconds)
             case _:
-                return processes(row, fitting[0], options)
-    except (RuntimeError, subprocess.TimeoutExpired) as error:
+                alone = records.get(Row(kind="train", network=row.network, seconds=0).name, {})
+                return processes(row, alone.get("batch", effort.batches[-1]), options)
+    except RuntimeError as error:
         return {"failed": str(error).strip().splitlines()[0][:200]}
 
 
@@ -353,10 +189,12 @@ def table(records: dict[str, dict[str, Any]]) -> str:
                 f" {r['images_per_second']:,.0f} | {_gib(r)} | {tflops:.1f} | {shares[0]} | {shares[1]} |"
             )
         elif name.startswith("sample"):
-            steps = int(rest[0].split()[0])
+            steps = int(next(part for part in rest if part.endswith(" steps")).split()[0])
             calls = network_calls("heun", steps)
+            compiled = "yes" if "compiled" in rest else "no"
             sampling.append(
-                f"| {network} | {steps} ({calls}) | {r['batch']} | {r['images_per_second']:,.0f} | {_gib(r)} |"
+                f"| {network} | {compiled} | {steps} ({calls}) | {r['batch']} |"
+                f" {r['images_per_second']:,.0f} | {_gib(r)} |"
             )
         elif name.startswith("processes"):
             count = int(rest[0].removeprefix("x"))
@@ -379,8 +217,8 @@ def table(records: dict[str, dict[str, Any]]) -> str:
     if sampling:
         lines += [
             "",
-            "| sampling, Heun | steps (calls) | batch | images/s | peak memory, GiB |",
-            "|---|---|---|---|---|",
+            "| sampling, Heun | compiled | steps (calls) | batch | images/s | peak memory, GiB |",
+            "|---|---|---|---|---|---|",
         ]
         lines += sampling
     if several:
@@ -443,4 +281,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started ends too
     sys.exit(main())

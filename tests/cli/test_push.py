@@ -1,5 +1,7 @@
+import getpass
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,15 +12,16 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import filter_repo_objects
 from PIL import Image, PngImagePlugin
 from small import make_config
 
 from genflow import __version__
 from genflow.build import build_denoiser, export
-from genflow.card import model_card, without_local_paths
+from genflow.card import Imported, model_card
 from genflow.cli.main import main
 from genflow.cli.models import weights_hash
-from genflow.config import DataConfig
+from genflow.config import Config, DataConfig
 from genflow.config_files import load_config, to_toml
 from genflow.denoiser import Denoiser
 from genflow.parameterizations import PredictNoise
@@ -51,11 +54,12 @@ def run(tmp_path, monkeypatch) -> Path:
     versions = f"# genflow {__version__}, python 3.11.7, torch 2.9.0+cpu\n# kept at {SECRET}\n"
     (folder / "config.toml").write_text(versions + to_toml(private_config(folder)))
     (folder / "log.jsonl").write_text('{"step": 4, "images": 32}\n{"step": 6, "images": 48}\n')
-    (folder / "checkpoints" / "step-00000005").mkdir(parents=True)
+    for step in (3, 5):
+        (folder / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
     (folder / "previews").mkdir()
     told = PngImagePlugin.PngInfo()
     told.add_text("Source", SECRET)
-    for step in (3, 5):
+    for step in (3, 5, 6):
         picture = Image.new("L", (10, 10), step)
         picture.save(folder / "previews" / f"step-{step:08d}.png", pnginfo=told)
     return folder
@@ -101,7 +105,7 @@ def test_the_shared_folder_holds_the_model_and_loads_as_it_was(run) -> None:
         assert weights_hash(loaded) == weights_hash(original)
         assert torch.equal(generate(loaded, seeds, labels=labels), generate(original, seeds, labels=labels))
     with Image.open(out / "preview.png") as picture:
-        assert picture.getpixel((0, 0)) == 5  # the newest one
+        assert picture.getpixel((0, 0)) == 5  # the newest one that is not newer than the model
 
 
 def test_no_local_path_is_told_anywhere(run) -> None:
@@ -118,39 +122,148 @@ def test_no_local_path_is_told_anywhere(run) -> None:
     )
 
 
+USER = getpass.getuser()
+
+
+def told(run: Path, config: Config) -> Config:
+    """The recipe that is shared of this one."""
+    (run / "config.toml").write_text(to_toml(config))
+    found = load_config(dry(run) / "config.toml")
+    shutil.rmtree("shared")
+    return found
+
+
 @pytest.mark.parametrize(
-    ("given", "shared"),
+    ("given", "shared", "data_set"),
     [
-        ("digits", "digits"),
-        ("/home/me/photos", "photos"),
-        ("~/photos/", "photos"),
-        ("../photos", "photos"),
-        ("C:\\Users\\me\\photos", "photos"),
-        ("/home/me/photos.zip", "photos.zip"),
-        ("hf:owner/name", "hf:owner/name"),
-        ("hf:/home/me/photos", "hf:photos"),
-        ("hf:owner/name?split=all&image=img", "hf:owner/name?split=all&image=img"),
-        ("hf:name", "hf:name"),
-        ("hf:/home/me/photos?label=", "hf:photos?label="),
-        ("hf:local/photos", "hf:photos"),
+        ("digits", "digits", None),
+        ("/home/me/photos", "photos", None),
+        ("~/photos/", "photos", None),
+        ("../photos", "photos", None),
+        ("C:\\Users\\me\\photos", "photos", None),
+        ("/home/me/photos.zip", "photos.zip", None),
+        ("/home/me/digits", "./digits", None),
+        ("hf:owner/name", "hf:owner/name", "owner/name"),
+        ("hf:owner/name?split=all&image=img", "hf:owner/name?split=all&image=img", "owner/name"),
+        ("hf:name", "hf:name", "name"),
+        ("hf:here/photos", "hf:here/photos", "here/photos"),
+        ("hf:./here/photos", "hf:./photos", None),
+        ("hf:../photos?split=all", "hf:./photos?split=all", None),
+        ("hf:~/photos", "hf:./photos", None),
+        ("hf:C:\\Users\\me\\photos", "hf:./photos", None),
+        ("hf:/home/me/photos?label=", "hf:./photos?label=", None),
+        ("hf:/home/me", "hf:./data", None),
+        ("here/photos", "photos", None),
+        ("/home/me", "data", None),
+        ("/mnt/home/me/", "data", None),
+        ("C:\\Users\\me", "data", None),
+        (f"/scratch/{USER}", "data", None),
+        (f"/scratch/{USER}/photos", "photos", None),
+        (str(Path.home()), "data", None),
+        ("~", "data", None),
+        ("..", "data", None),
     ],
 )
-def test_data_are_named_without_the_way_to_them(given: str, shared: str, tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "local").mkdir()
-    config = without_local_paths(replace(make_config(tmp_path), data=DataConfig(path=given)))
-    assert config.data.path == shared
-    assert without_local_paths(config) == config
+def test_data_are_named_without_the_way_to_them(given: str, shared: str, data_set: str | None, run) -> None:
+    Path("here/photos").mkdir(parents=True)  # what lies here must not matter
+    config = replace(make_config(run), data=DataConfig(path=given))
+    found = told(run, config)
+    assert (found.data.path, found.out) == (shared, "runs")
+    assert told(run, found) == found
+    card = ModelCard.load(dry(run) / "README.md")
+    assert card.data.to_dict().get("datasets") == (data_set and [data_set])
+    assert ("a set that comes with genflow" in card.text) == (given == "digits")
 
 
 @pytest.mark.parametrize(
-    ("given", "shared"),
-    [("", ""), ("owner/name", "owner/name"), ("runs/old/model", "old"), ("/x/y/", "y"), ("local/model", "local")],
+    ("given", "shared", "base"),
+    [
+        ("", "", None),
+        ("hf:owner/name", "hf:owner/name", "owner/name"),
+        ("hf:here/model", "hf:here/model", "here/model"),
+        ("owner/name", "name", None),
+        ("here/model", "here", None),
+        ("runs/old/model", "old", None),
+        ("runs/old/best", "old", None),
+        ("/x/y/", "y", None),
+        ("hf:/home/me/start", "start", None),
+        ("/home/me", "model", None),
+        ("/home/me/model", "model", None),
+        (f"/scratch/{USER}/model", "model", None),
+        (str(Path.home()), "model", None),
+    ],
 )
-def test_the_model_started_from_is_named_without_the_way_to_it(given, shared, tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "local").mkdir()
-    assert without_local_paths(replace(make_config(tmp_path), init=given)).init == shared
+def test_the_model_started_from_is_named_without_the_way_to_it(given, shared, base, run) -> None:
+    Path("here/model").mkdir(parents=True)
+    found = told(run, replace(make_config(run), init=given))
+    assert found.init == shared
+    assert told(run, found) == found
+    assert ModelCard.load(dry(run) / "README.md").data.to_dict().get("base_model") == base
+
+
+# Which of a run's models, and what belongs to it
+
+
+@pytest.mark.parametrize("place", ["model", "."])
+def test_the_model_of_a_run_is_shared_like_the_run(place: str, run, monkeypatch) -> None:
+    (run / "fid.json").write_text(json.dumps(record(run / "model")))
+    whole = {p.relative_to("shared"): p.read_bytes() for p in dry(run).rglob("*") if p.is_file()}
+    shutil.rmtree("shared")
+    given = run / "model"
+    if place == ".":
+        monkeypatch.chdir(given)
+        given = Path()
+    inner = {p.relative_to("shared"): p.read_bytes() for p in dry(given).rglob("*") if p.is_file()}
+    assert inner == whole
+
+
+@pytest.mark.parametrize(
+    ("log", "step", "pixel"),
+    [
+        (
+            [{"step": 3, "frechet_train": 2.5}, {"step": 5, "frechet_train": 2.0}, {"step": 6, "frechet_train": 2.0}],
+            5,
+            5,
+        ),
+        ([{"step": 4, "frechet_train": 2.0}, {"step": 5, "frechet_train": 7.0}, {"step": 6, "loss": 0}], 4, 3),
+        ([{"step": 2, "frechet_train": 2.0}, {"step": 6, "frechet_train": None}], 2, None),
+        ([{"step": 6, "loss": 0.1}], None, None),
+    ],
+)
+def test_the_best_model_is_told_from_the_last(log: list[dict], step: int | None, pixel: int | None, run) -> None:
+    torch.manual_seed(2)
+    best = build_denoiser(make_config(run), (1, 8, 8), 3)
+    for p in best.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    export(best, run / "best")
+    lines = [json.dumps(line) for line in log]
+    (run / "log.jsonl").write_text("\n".join([*lines, '{"step": 1, "frechet_tra']))  # as a killed run leaves it
+    (run / "fid-last.json").write_text(json.dumps(record(run / "model", distance=9.0)))
+    (run / "fid-best.json").write_text(json.dumps(record(run / "best", distance=8.0)))
+    out = dry(run / "best")
+    assert weights_hash(Denoiser.from_pretrained(out)) == weights_hash(Denoiser.from_pretrained(run / "best"))
+    text = (out / "README.md").read_text()
+    told = "the step that it was taken at is not recorded."
+    if step is not None:
+        told = f"by its log after {step} steps of 8 images, {8 * step} images in all; the recipe asks for 8 steps."
+    assert f"The run's model of the lowest in-training distance{';' if step is None else ','} {told}" in text
+    assert table(text, "figure")["value"] == "8.0000"
+    assert (out / "preview.png").exists() == (pixel is not None)
+    if pixel is not None:
+        with Image.open(out / "preview.png") as picture:
+            assert picture.getpixel((0, 0)) == pixel
+        assert f"after step {pixel}," in text
+
+
+@pytest.mark.parametrize(("last", "steps", "pixel"), [(8, 8, 6), (6, None, None)])
+def test_without_checkpoints_a_complete_log_tells_the_steps(last: int, steps, pixel, run) -> None:
+    shutil.rmtree(run / "checkpoints")
+    (run / "log.jsonl").write_text(f'{{"step": 4}}\n{{"step": {last}}}\n')
+    out = dry(run)
+    text = (out / "README.md").read_text()
+    assert ("The number of steps taken is not recorded" in text) == (steps is None)
+    assert ("8 steps of 8 images, 64 images in all. It" in text) == (steps is not None)
+    assert (out / "preview.png").exists() == (pixel is not None)
 
 
 # The card
@@ -173,6 +286,8 @@ def test_the_card_says_what_the_model_is(run) -> None:
         "arXiv 2209.03003",
         "8x8 grey images, 3 classes",
         "`photos`; the number of images is not recorded; 3 classes; half of the images mirrored",
+        "half of its images mirrored, so left and right mean nothing",
+        "An image generator trained with genflow:",
         "5 steps of 8 images, 40 images in all; the recipe asks for 8 steps. It started from the weights of `parent`.",
         f"genflow {__version__}, python 3.11.7, torch 2.9.0+cpu; shared by genflow {__version__}",
         "after step 5",
@@ -189,12 +304,13 @@ def test_the_card_says_what_the_model_is(run) -> None:
 
 def test_names_on_the_hub_are_linked_and_a_license_is_not_invented(run) -> None:
     config = private_config(run)
-    public = replace(config, init="owner/start", data=DataConfig(path="hf:owner/images?split=all"))
+    public = replace(config, init="hf:owner/start", data=DataConfig(path="hf:owner/images?split=all"))
     (run / "config.toml").write_text(to_toml(public))
     card = ModelCard.load(dry(run) / "README.md")
     data = card.data.to_dict()
     assert data["datasets"] == ["owner/images"]
     assert data["base_model"] == "owner/start"
+    assert "It started from the weights of `owner/start`." in card.text
     assert "license" not in data
     assert "has not chosen a license" in card.text
 
@@ -219,11 +335,23 @@ def test_the_python_of_the_card_runs(run, monkeypatch) -> None:
         assert picture.width > 4 * 48
 
 
+@pytest.mark.parametrize(("flip", "augment"), [(False, 0.0), (False, 0.12), (True, 0.12)])
+def test_the_card_tells_what_was_done_to_the_images(flip: bool, augment: float, run) -> None:
+    (run / "config.toml").write_text(to_toml(replace(make_config(run), data=DataConfig(flip=flip, augment=augment))))
+    text = (dry(run) / "README.md").read_text()
+    assert ("; half of the images mirrored" in text) == flip
+    assert ("mean nothing in what it draws" in text) == flip
+    assert ("each operation with probability 0.12, of which the network was told" in text) == bool(augment)
+    assert ("images that were mirrored, scaled, turned and moved" in text) == bool(augment)
+
+
 def test_a_bare_model_is_shared_with_what_is_known(run) -> None:
-    out = dry(run / "model")
+    shutil.copytree(run / "model", "bare")
+    out = dry(Path("bare"))
     assert names(out) == [name for name in SHARED if name not in ("config.toml", "preview.png")]
     text = (out / "README.md").read_text()
     assert text.count("Not recorded with the model.") == 2
+    assert "trained with genflow" not in text
     assert table(text, "schedule")["objective"] == "not recorded"
     assert "preview.png" not in text
     again = Path("again")  # what was shared can be shared again
@@ -231,10 +359,78 @@ def test_a_bare_model_is_shared_with_what_is_known(run) -> None:
     assert names(again) == names(out)
 
 
+# Imported weights
+
+IMPORT = {"source": f"{SECRET}/edm-cifar10.safetensors", "sha256": "ab" * 32, "method": "EDM"}
+IMPORT |= {"notes": ["took the method\nto be EDM", "left 2 weights out"]}
+
+
+@pytest.mark.parametrize("license", ["", "cc-by-nc-sa-4.0"])
+def test_an_imported_model_is_told_from_a_trained_one(license: str, run, capsys) -> None:
+    shutil.copytree(run / "model", "edm")
+    Path("edm/import.json").write_text(json.dumps(IMPORT))
+    out = dry(Path("edm"), *(["--license", license] if license else []))
+    assert names(out) == sorted({*SHARED, "import.json"} - {"config.toml", "preview.png"})
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("note: others published these weights, and their terms apply")
+    assert "--license must agree with them" in shown[0]
+    assert json.loads((out / "import.json").read_text()) == IMPORT | {"source": "edm-cifar10.safetensors"}
+    card = ModelCard.load(out / "README.md")
+    assert "trained with genflow" not in card.text
+    assert "An image generator imported from published weights (EDM): 8x8 grey" in card.text
+    told = f"mported from published weights (EDM, file `edm-cifar10.safetensors`, sha256 `{'ab' * 32}`)"
+    assert told in card.text
+    assert "\n- took the method to be EDM\n- left 2 weights out\n" in card.text
+    assert "partly non-commercial" in card.text
+    assert card.data.to_dict().get("license") == (license or None)
+    said = f"License, as given by who shared it: {license}; it must agree with those terms."
+    assert (said if license else "No license is stated here.") in card.text
+    again = Path("again")
+    assert main(["push", str(out), "--repo", "me/other", "--dry-run", "--out", str(again)]) == 0
+    assert (again / "import.json").read_bytes() == (out / "import.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"source": None}, {"sha256": 1}, {"method": ["EDM"]}, {"notes": [1]}, {"notes": ""}]
+)
+def test_a_damaged_record_of_the_import_is_refused(changes: dict, run, capsys) -> None:
+    shutil.copytree(run / "model", "edm")
+    Path("edm/import.json").write_text(json.dumps(IMPORT | changes))
+    assert "edm/import.json is not what `genflow import` writes" in refused(capsys, "edm", "--dry-run")
+
+
+# Latents
+
+
+@pytest.mark.parametrize(
+    ("origin", "named"),
+    [
+        (None, False),
+        (Imported(method="EDM", source="a.pt", sha256="0", notes=()), False),
+        (Imported(method="DiT", source="a.pt", sha256="0", notes=()), True),
+    ],
+)
+def test_the_card_of_a_latent_model_says_so(origin: Imported | None, named: bool, tmp_path, capsys) -> None:
+    denoiser = build_denoiser(make_config(tmp_path), (4, 8, 8), 3)
+    text = model_card(denoiser, "me/mine", origin=origin, figures=[], license="", preview="")
+    assert "8x8 latents of 4 channels, 3 classes" in text
+    assert "The images are latents: decode them with the autoencoder that they were made with." in text
+    assert ("AutoencoderKL" in text) == ("/ autoencoder.config.scaling_factor" in text) == named
+    assert "0.18215" not in text
+    assert "GenflowPipeline" not in text  # it gives pictures
+    export(denoiser, tmp_path / "saved")
+    block = re.search(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert block is not None
+    made: dict = {}
+    exec(compile(block[1].replace("me/mine", str(tmp_path / "saved")), "README.md", "exec"), made)
+    assert capsys.readouterr().out == "torch.Size([16, 4, 8, 8])\n"
+    assert made["images"].dtype == torch.float32
+
+
 def test_a_long_table_of_betas_is_written_by_its_ends(run) -> None:
     backbone = Denoiser.from_pretrained(run / "model").backbone
     denoiser = Denoiser(backbone, DiscreteVP(), PredictNoise(), image_shape=(1, 8, 8), num_classes=3)
-    text = model_card(denoiser, "me/mine", training=None, figures=[], license="", preview="")
+    text = model_card(denoiser, "me/mine", origin=None, figures=[], license="", preview="")
     assert table(text, "schedule")["schedule"] == "`DiscreteVP(betas=1000 from 0.0001 to 0.02)`"
     assert "arXiv 2006.11239" in text
 
@@ -308,13 +504,38 @@ def photos(run: Path) -> Path:
         ({"count": ..., "features": ...}, "lacks features and samples"),
         ({"distance": ...}, "is not a figure"),
         ({"weights": ...}, "measured a folder of images, not a model"),
+        ({"distance": "4.0"}, "distance is not a finite number"),
+        ({"distance": None}, "distance is not a finite number"),
+        ({"distance": True}, "distance is not a finite number"),
+        ({"distance": float("nan")}, "distance is not a finite number"),
+        ({"distance": float("-inf")}, "distance is not a finite number"),
+        ({"distance": 10**400}, "distance is not a finite number"),
+        ({"distance": [4.0]}, "distance is not a finite number"),
+        ({"distances": [4.0]}, "distances is not a list of two finite numbers or more"),
+        ({"distances": 4.0}, "distances is not a list"),
+        ({"distances": None}, "distances is not a list"),
+        ({"distances": [4.0, "5"]}, "distances is not a list"),
+        ({"floor": []}, "floor is not a list"),
+        ({"floor": [1.0, float("nan")]}, "floor is not a list"),
+        ({"memorising": "0.9"}, "memorising is neither a finite number nor null"),
+        ({"accuracy": float("inf")}, "accuracy is neither a finite number nor null"),
+        ({"features": 3, "steps": None}, "steps is not a finite number and features is not a string"),
     ],
 )
 def test_figures_that_cannot_be_told_are_refused(changes, said, run, capsys) -> None:
     made = record(run / "model", **changes)
     Path("figure.json").write_text(json.dumps({k: v for k, v in made.items() if v is not ...}))
-    assert said in refused(capsys, run, "--dry-run", "--figures", "figure.json")
-    Path("figure.json").unlink()
+    message = refused(capsys, run, "--dry-run", "--figures", "figure.json")
+    assert said in message
+    assert "figure.json" in message
+
+
+def test_what_a_figure_leaves_open_is_not_told(run) -> None:
+    (run / "fid.json").write_text(json.dumps(record(run / "model", memorising=None, accuracy=None)))
+    text = (dry(run) / "README.md").read_text()
+    assert "memorising ratio" not in table(text, "figure")["protocol"]
+    assert "asked class" not in text
+    assert "Whether it reproduces training images has not been measured." in text
 
 
 def test_figures_of_another_model_in_the_run_are_refused_too(run, capsys) -> None:
@@ -403,10 +624,22 @@ def test_a_push_creates_the_repository_and_uploads_the_folder_once(private: bool
     before = names(run)
     assert main(["push", str(run), "--repo", "me/mine", *(["--private"] if private else [])]) == 0
     assert hub.created == [("me/mine", {"private": private or None, "exist_ok": True})]
-    assert [(u["repo_id"], u["delete_patterns"]) for u in hub.uploaded] == [("me/mine", ["denoiser/*"])]
+    assert [u["repo_id"] for u in hub.uploaded] == ["me/mine"]
     assert hub.files == SHARED
     assert names(run) == before
     assert capsys.readouterr().out == "https://huggingface.co/me/mine: 6 files uploaded\n"
+
+
+def test_an_upload_removes_what_an_earlier_one_left_and_nothing_else(run, hub) -> None:
+    shutil.copytree(run / "model", "bare")
+    assert main(["push", "bare", "--repo", "me/mine"]) == 0
+    stale = ["config.toml", "preview.png", "import.json", "denoiser/diffusion_pytorch_model.safetensors.index.json"]
+    stale += ["denoiser/diffusion_pytorch_model-00001-of-00002.safetensors"]
+    of_owner = [".gitattributes", "LICENSE", "notes/config.toml", "pictures/preview.png", "my-preview.png"]
+    of_owner += ["denoiser/notes.md", "config.toml.orig", "fid.json"]
+    there = [*stale, *of_owner, *hub.files]
+    removed = filter_repo_objects(there, allow_patterns=hub.uploaded[0]["delete_patterns"])
+    assert set(removed) - set(hub.files) == set(stale)  # the hub's client overwrites what is uploaded
 
 
 def test_what_should_be_private_is_not_uploaded_to_a_public_repository(run, hub, capsys) -> None:
