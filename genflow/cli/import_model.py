@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from genflow.config_files import parse_arguments
-from genflow.files import atomic_folder
+from genflow.config_files import parse_arguments, to_toml
+from genflow.files import atomic_folder, write_text
 
 if TYPE_CHECKING:
     from genflow.denoiser import Denoiser
@@ -22,7 +23,7 @@ class ImportArguments:
     """What ``genflow import`` takes."""
 
     weights: Annotated[str, tyro.conf.Positional]
-    """A .safetensors, .pt, .pth or .bin file of plain tensors, or a diffusers folder with a transformer."""
+    """A .safetensors, .pt, .pth or .bin file of plain tensors, or a diffusers folder, of one or with a transformer."""
     out: str = ""
     """Folder for the model; by default models/ and the name of the weights."""
     method: Literal["auto", "edm", "rfpp", "dit"] = "auto"
@@ -36,7 +37,11 @@ class ImportArguments:
 
 
 def import_model(arguments: Sequence[str], *, prog: str = "genflow import") -> None:
-    """Write a pipeline folder, whole or not at all, and say what was taken from the weights and what to do next."""
+    """Write a pipeline folder, whole or not at all, and say what was taken from the weights and what to do next.
+
+    Beside the model it holds import.json, which tells where the weights came from, and recipe.toml, which trains it
+    further.
+    """
     options = parse_arguments(
         ImportArguments,
         arguments,
@@ -49,22 +54,37 @@ def import_model(arguments: Sequence[str], *, prog: str = "genflow import") -> N
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists already: give another --out folder, or remove it")
     from genflow.pipeline import GenflowPipeline
-    from genflow.published.weights import read_weights
+    from genflow.published.recipe import recipe
+    from genflow.published.weights import read_weights, weights_digest
 
-    denoiser, notes = _convert(read_weights(source), options)
+    method, denoiser, notes = _convert(read_weights(source), options)
+    told = {"source": source.resolve().name, "sha256": weights_digest(source), "method": method, "notes": notes}
+    config = recipe(denoiser, str(out))
     with atomic_folder(out) as partial:
         GenflowPipeline(denoiser).save_pretrained(str(partial))
+        write_text(partial / "import.json", json.dumps(told, indent=2) + "\n")
+        write_text(
+            partial / "recipe.toml", f"# Trains the model further, on images that data.path tells.\n{to_toml(config)}"
+        )
+    _say(denoiser, notes, out)
+
+
+def _say(denoiser: Denoiser, notes: Sequence[str], out: Path) -> None:
     for note in notes:
         print(f"note: {note}")
     parameters = sum(p.numel() for p in denoiser.backbone.parameters())
     shape = "x".join(map(str, denoiser.image_shape))
     classes = f", {denoiser.num_classes} classes" if denoiser.num_classes else ""
     print(f"{out}: {type(denoiser.backbone).__name__} of {parameters:,} parameters, images {shape}{classes}")
-    print(f"by default {denoiser.sampler} in {denoiser.steps} steps; next: genflow sample {out}")
+    print(f"by default {denoiser.sampler} in {denoiser.steps} steps; next: genflow sample {quote(str(out))}")
+    if denoiser.image_shape[0] in (1, 3):  # genflow trains on images, not on latents
+        print(f"to fine-tune: genflow train {quote(str(out / 'recipe.toml'))} --data.path photos/")
 
 
-def _convert(tensors: Mapping[str, Any], options: ImportArguments) -> tuple[Denoiser, list[str]]:
-    """Return the model, and sentences on what was assumed."""
+def _convert(
+    tensors: Mapping[str, Any], options: ImportArguments
+) -> tuple[Literal["EDM", "2-RF++", "DiT"], Denoiser, list[str]]:
+    """Return whose method it is, the model, and sentences on what was assumed."""
     method, notes = options.method, []
     if method == "auto":
         method = _recognise(tensors)
@@ -80,21 +100,26 @@ def _convert(tensors: Mapping[str, Any], options: ImportArguments) -> tuple[Deno
                 heads=options.heads or written.get("num_attention_heads", 0),
                 image_size=options.image_size or written.get("sample_size", 0),
             )
+            return "DiT", denoiser, notes + more
         case _:
             from genflow.published.edm import edm
 
             denoiser, more = edm(tensors, method=method, head_channels=options.head_channels)
-    return denoiser, notes + more
+            return ("2-RF++" if method == "rfpp" else "EDM"), denoiser, notes + more
 
 
-def _diffusers_config(source: Path) -> dict[str, Any]:
-    """Return what a diffusers folder says of its transformer beside the weights, or nothing."""
-    for place in (source / "config.json", source / "transformer" / "config.json"):
+def _diffusers_config(source: Path) -> dict[str, int]:
+    """Return the whole numbers in the config.json of a transformer that lies beside the weights, if one does."""
+    beside = source.parent / "config.json" if source.is_file() else source / "config.json"
+    for place in (beside, source / "transformer" / "config.json"):
         if place.is_file():
             try:
-                return json.loads(place.read_text(encoding="utf-8"))
+                written = json.loads(place.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise ValueError(f"{place} is damaged: {error}") from None
+            if not isinstance(written, dict):
+                raise ValueError(f"{place} is damaged: it is not a table")
+            return {key: value for key, value in written.items() if isinstance(value, int)}
     return {}
 
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from genflow.denoiser import Denoiser
-from genflow.nn.dit import DiT
+from genflow.nn.dit import DiT, dit_preset
 from genflow.nn.embeddings import DiTConditioning, grid_embedding
 from genflow.parameterizations import PredictNoise
 from genflow.schedules import DiscreteVP, linear_betas
 
-HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of the published widths (arXiv 2212.09748, Table 1)
+HEADS = {preset["width"]: preset["heads"] for preset in map(dit_preset, ("S", "B", "L", "XL"))}  # by width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +79,9 @@ def dit(tensors: Mapping[str, Tensor], *, heads: int = 0, image_size: int = 0) -
 
     The result predicts noise on DDPM's table of 1000 steps, and sees step k as k. It computes as the authors'
     network does; diffusers evaluates the same weights with time frequencies ``10000^(-k / 127)`` in place of the
-    authors' ``10000^(-k / 128)``, and with an eps of 1e-5 in the second norm of a block: weights that were trained so
-    do not belong here. Guidance acts on all channels, in the authors' samples on the first three only.
+    authors' ``10000^(-k / 128)``, and with an eps of 1e-5 in the second norm of a block. (DiTs trained in diffusers
+    have a conditioning network in every block, and are refused.) Guidance acts on all channels, in the authors'
+    samples on the first three only.
     Source: "Scalable Diffusion Models with Transformers", arXiv 2212.09748.
 
     Raises ``ValueError`` for keys that are missing or left over and shapes that do not fit, by name; for blocks
@@ -102,8 +103,7 @@ def dit(tensors: Mapping[str, Tensor], *, heads: int = 0, image_size: int = 0) -
     notes: list[str] = []
     if layout is _DIFFUSERS:
         notes.append(
-            "computes with the time frequencies and norms of the authors, whose weights diffusers republishes but"
-            " evaluates with its own: a model that was trained in diffusers will not give what it gives there"
+            "computes with the time frequencies and norms of the authors, from which those of diffusers differ slightly"
         )
     _split_attention(state, depth)
     _drop_variances(state, network, notes)

@@ -27,15 +27,14 @@ def edm(
     *,
     method: Literal["edm", "rfpp"],
     head_channels: int = 64,
-    sigma_data: float = 0.5,
 ) -> tuple[Denoiser, list[str]]:
     """Return a Denoiser with the weights of one of EDM's networks, and sentences on what the user should know of it.
 
     The network (DDPM++, NCSN++ or ADM, and its sizes) is read from names and shapes; names may begin with "model." or
     "module.". Heads of attention leave no trace in them: DDPM++ and NCSN++ have one, ADM has heads of
-    ``head_channels``. With ``method`` "edm" it is sampled as EDM's, by ``Karras(sigma_data)`` on ``VE``; with "rfpp"
-    as 2-RF++'s, by ``Karras`` on ``Linear``, conditioned on the noise levels of t = 1e-5 to 1 - 1e-5 in float32. The
-    augmentation branch is left out: it adds nothing when sampling.
+    ``head_channels``. With ``method`` "edm" it is sampled as EDM's, by ``Karras`` on ``VE``; with "rfpp" as 2-RF++'s,
+    by ``Karras`` on ``Linear``, conditioned on the noise levels of t = 1e-5 to 1 - 1e-5 in float32. The augmentation
+    branch is left out: it adds nothing when sampling.
 
     Sources: "Elucidating the Design Space of Diffusion-Based Generative Models", arXiv 2206.00364; "Improving the
     Training of Rectified Flows", arXiv 2405.20320.
@@ -62,12 +61,13 @@ def edm(
         schedule, levels, sampler, steps = VE(), {}, "heun", 18 if side <= 32 else 40
     else:
         notes.append("sampling starts at t = 1 with the embedding of t = 1 - 1e-5, where the authors start")
+        notes.append("2 steps suffice after training on pairs of noise and image: on images alone it unlearns that")
         schedule, sampler, steps = Linear(), "euler", 2
         levels = {"level_min": RFPP_LEVELS[0], "level_max": RFPP_LEVELS[1]}
     denoiser = Denoiser(
         unet,
         schedule,
-        Karras(sigma_data=sigma_data, **levels),
+        Karras(**levels),
         image_shape=(unet.in_channels, side, side),
         num_classes=arguments["num_classes"],
         sampler=sampler,
@@ -95,9 +95,9 @@ class _Source:
             raise ValueError(f"{name} has shape {tuple(value.shape)}, not {dims} dimensions")
         return value
 
-    def take(self, name: str) -> Tensor:
-        """Return a tensor in float32, once; ``ValueError`` if there is none."""
-        value = self.look(name)
+    def take(self, name: str, dims: int | None = None) -> Tensor:
+        """Return a tensor in float32, once; ``ValueError`` as of ``look``."""
+        value = self.look(name, dims)
         del self.left[name]
         return value.float()
 
@@ -233,13 +233,11 @@ def _blocks(sides: list[int], blocks: int) -> Iterator[tuple[str, str]]:
 
 def _attention(source: _Source, theirs: str, ours: str) -> Iterator[tuple[str, Tensor]]:
     """Split one 1x1 convolution whose output channels go q, k, v, q, k, v, ..."""
-    for kind in ("weight", "bias"):
-        fused = (
-            source.take(f"{theirs}.qkv.{kind}").flatten(1) if kind == "weight" else source.take(f"{theirs}.qkv.bias")
-        )
-        for offset, name in enumerate(("q", "k", "v")):
-            yield f"{ours}.{name}.{kind}", fused[offset::3].clone()
-    yield f"{ours}.o.weight", source.take(f"{theirs}.proj.weight").flatten(1)
+    weight, bias = source.take(f"{theirs}.qkv.weight", 4).flatten(1), source.take(f"{theirs}.qkv.bias", 1)
+    for offset, name in enumerate(("q", "k", "v")):
+        yield f"{ours}.{name}.weight", weight[offset::3].clone()
+        yield f"{ours}.{name}.bias", bias[offset::3].clone()
+    yield f"{ours}.o.weight", source.take(f"{theirs}.proj.weight", 4).flatten(1)
     yield f"{ours}.o.bias", source.take(f"{theirs}.proj.bias")
 
 

@@ -10,6 +10,7 @@ a golden holds names and shapes (NAME.json), and inputs and outputs (NAME.npz), 
 import argparse
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -40,10 +41,12 @@ EDM = {
     "adm": ADM | {"img_resolution": 12, "img_channels": 1, "num_blocks": 1, "attn_resolutions": [6], "label_dim": 4},
     "adm-heads": ADM
     | {"img_resolution": 8, "img_channels": 3, "num_blocks": 2, "attn_resolutions": [8, 4], "augment_dim": 5},
+    "adm-faint": ADM | {"img_resolution": 8, "img_channels": 1, "num_blocks": 1, "attn_resolutions": [4]},
 }
 RFPP = {"rfpp-ncsnpp": "ncsnpp", "rfpp-adm": "adm"}  # the same networks, as velocities
 FOURIER_SCALE = {"ncsnpp": 16.0, "ncsnpp-labels": 0.02, "rfpp-ncsnpp": 16.0}
 HEAD_CHANNELS = {"adm-heads": 8}
+FAINT = {"adm-faint": 0.003}  # what kernels before a norm are scaled by: variances near the norms' epsilon, 1e-5
 
 
 def make_filter(weights: list[int]) -> torch.Tensor:
@@ -60,6 +63,8 @@ def make_tensors(golden: dict) -> dict[str, torch.Tensor]:
             tensors[name] = make_filter(golden["network"].get("resample_filter", [1, 1]))
         if name.endswith(".freqs"):
             tensors[name] *= golden["fourier_scale"] / 0.2  # `fill` takes them for biases
+        if re.search(r"(x\d+_conv|conv0|conv1|proj)\.(weight|bias)$", name):
+            tensors[name] *= golden.get("faint", 1.0)
     return tensors
 
 
@@ -100,6 +105,7 @@ def make_edm(networks) -> None:
     for name, network in EDM.items():
         golden = {"network": network, "head_channels": HEAD_CHANNELS.get(name, 64)}
         golden["fourier_scale"] = FOURIER_SCALE.get(name, 0.0)
+        golden |= {"faint": FAINT[name]} if name in FAINT else {}
         torch.manual_seed(0)
         precond = networks.EDMPrecond(**network)
         prepare(precond, golden)
@@ -131,6 +137,11 @@ def make_rfpp(networks) -> None:
         x, _, y = inputs((channels, side, side), classes)
         t = torch.tensor([0.25, 0.5, 0.875, 1 - 1e-5])
         arrays = {"x": x, "t": t, "velocity": wrapper(x, t, None if y is None else one_hot(y, classes))}
+        arrays["range"] = torch.tensor([1e-5, 1e-4, 1 - 1e-4, 1 - 1e-5])  # of times: there, what the network is told
+        told = []
+        wrapper.model.register_forward_pre_hook(lambda _, given, told=told: told.append(given[1]))
+        wrapper(x, arrays["range"], None if y is None else one_hot(y, classes))
+        arrays["c_noise"] = told[0]
         if y is not None:
             arrays["y"] = y
         write(name, golden, arrays)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from genflow.nn import AdaptiveBlock, ResidualBlock, SelfAttention, ddpm_embedding, dit_embedding, grid_embedding
 from genflow.nn.blocks import ImageAttention, InputProjection
-from genflow.nn.embeddings import FourierFeatures
+from genflow.nn.embeddings import ADMConditioning, FourierFeatures
 from genflow.nn.layers import (
     downsample,
     group_norm,
@@ -154,6 +154,27 @@ def test_image_attention_commutes_with_a_permutation_of_pixels():
     shuffled = x.flatten(2)[:, :, order].unflatten(2, (4, 6))
     expected = block(x).flatten(2)[:, :, order].unflatten(2, (4, 6))
     torch.testing.assert_close(block(shuffled), expected)
+
+
+def test_image_attention_starts_faint():
+    """Its kernels as one kernel of C to 3C channels with gain √0.2, uniform within √(0.2 · 6 / 4C); silent at first."""
+    attention = ImageAttention(64, 2).attention
+    for linear in (attention.q, attention.k, attention.v):
+        assert 0.95 * math.sqrt(1.2 / 256) < linear.weight.abs().max() <= math.sqrt(1.2 / 256)
+        assert linear.weight.std().item() == pytest.approx(math.sqrt(0.4 / 256), rel=0.03)
+        assert not linear.bias.any()
+    assert not attention.o.weight.any()
+    assert not attention.o.bias.any()
+
+
+def test_adm_conditioning_starts_with_unit_labels_and_without_augmentation():
+    conditioning = ADMConditioning(32, 128, 50, augment_dim=9)
+    table = conditioning.labels.weight
+    assert table[:-1].std().item() == pytest.approx(1, rel=0.03)
+    assert table[:-1].abs().max() > 3  # normal, not uniform
+    assert not table[-1].any()
+    assert conditioning.time.augment.weight.shape == (32, 9)
+    assert not conditioning.time.augment.weight.any()
 
 
 def test_resampling_is_the_box_filter():

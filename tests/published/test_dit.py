@@ -10,7 +10,7 @@ from goldens.weights import fill
 
 from genflow.denoiser import Denoiser
 from genflow.nn.embeddings import grid_embedding
-from genflow.published.dit import HEADS, dit
+from genflow.published.dit import dit
 from genflow.sampling import generate
 
 GOLDENS = Path(__file__).parent.parent / "goldens" / "dit"  # made by goldens/make_dit.py
@@ -94,6 +94,12 @@ def test_sizes_are_read_and_the_result_saves_and_samples(tmp_path) -> None:
     assert torch.equal(generate(again, range(2), **options), generate(denoiser, range(2), **options))
 
 
+def test_default_sampler_is_the_authors() -> None:
+    weights, heads = authors()
+    denoiser, _ = dit(weights, heads=heads)
+    assert (denoiser.sampler, denoiser.steps) == ("ancestral", 250)
+
+
 def test_import_leaves_the_given_tensors_alone() -> None:
     weights, heads = authors()
     before = {key: value.clone() for key, value in weights.items()}
@@ -109,9 +115,9 @@ def test_half_precision_files_are_read() -> None:
     assert {p.dtype for p in half.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize(("width", "heads"), HEADS.items())
+@pytest.mark.parametrize(("width", "heads"), [(384, 6), (768, 12), (1024, 16), (1152, 16)])
 def test_published_widths_tell_the_heads(width, heads) -> None:
-    """Those of dit_preset; shapes of a DiT of one thin block, since only the width matters."""
+    """Those of Table 1 in arXiv 2212.09748; shapes of a DiT of one thin block, since only the width matters."""
     shapes = {
         "x_embedder.proj": (width, 1, 2, 2),
         "t_embedder.mlp.0": (width, 256),
@@ -221,6 +227,10 @@ def test_computes_what_diffusers_does(changes) -> None:
     assert denoiser.image_shape == (channels, config.sample_size, config.sample_size)
     assert denoiser.num_classes == classes
     assert any("learned sigma" in note for note in notes) == (config.out_channels > channels)
+    authors = (
+        "computes with the time frequencies and norms of the authors, from which those of diffusers differ slightly"
+    )
+    assert authors in notes
     y = torch.arange(classes + 1)
     k = torch.linspace(0, 999, classes + 1).round()
     x = torch.randn(classes + 1, *denoiser.image_shape, generator=torch.Generator().manual_seed(0))

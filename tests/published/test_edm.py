@@ -59,6 +59,18 @@ def test_rfpp_is_conditioned_at_pure_noise_as_the_authors_do():
     assert (other(x_t, torch.full((1,), 80.0).double()) - denoiser(x_t, one)).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("name", RFPP)
+def test_rfpp_is_told_of_noise_as_the_authors_network_is(name):
+    """At both ends of the times that they use, and no further at the ends themselves."""
+    denoiser, _, arrays = imported(name)
+    row = denoiser.parameterization
+    told = row.coefficients(denoiser.schedule, arrays["range"].double()).c_noise
+    # our times are float64, theirs float32, in which 1 - t keeps three digits at the upper end
+    torch.testing.assert_close(told.float(), arrays["c_noise"], rtol=0, atol=2e-4)
+    ends = row.coefficients(denoiser.schedule, torch.tensor([1e-9, 1.0]).double()).c_noise
+    torch.testing.assert_close(ends.float(), arrays["c_noise"][[0, -1]], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", [name for name in EDM if "augment_dim" in EDM[name]])
 def test_augmentation_branch_is_dropped_and_said_so_and_would_be_the_authors(name):
     denoiser, notes, arrays = imported(name)
@@ -186,6 +198,8 @@ DEC, ENC = "model.dec.12x12_", "model.enc.12x12_"
         ("adm", lambda t: t.update({"u": torch.ones(5)}), "iDDPM"),
         ("adm", lambda t: t.update({"model.out_conv.weight": torch.ones(2, 64, 3, 3)}), "turns 1 channels into 2"),
         ("adm", lambda t: t.pop("model.dec.6x6_block0.qkv.weight"), "lack dec.6x6_block0.qkv.weight"),
+        ("adm", lambda t: t.update({"model.dec.6x6_in0.qkv.bias": torch.ones(())}), r"in0.qkv.bias has shape \(\)"),
+        ("adm", lambda t: t.update({"model.dec.6x6_in0.qkv.weight": torch.ones(3)}), r"in0.qkv.weight has shape \(3,"),
         ("ddpmpp", rename("6x6", "4x4"), r"works at \[12, 4\]"),
         ("ddpmpp", lambda t: t.clear(), "no key like enc.32x32_conv$"),
         ("ddpmpp", rename("model.", "blocks."), "no key like enc.32x32_conv, but for example blocks.dec"),

@@ -1,5 +1,6 @@
 """`genflow import`: what it writes is a model like any other, what it says, and what it refuses."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from genflow.cli.main import main
 from genflow.denoiser import Denoiser
 from genflow.nn.embeddings import grid_embedding
 from genflow.parameterizations import Karras
+from genflow.pipeline import GenflowPipeline
 from genflow.published.edm import RFPP_LEVELS
 from genflow.schedules import VE, Linear
 
@@ -56,6 +58,29 @@ def test_import_then_sample(here, capsys):
     assert len(list((here / "s").glob("*.png"))) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "method"),
+    [("ddpmpp", [], "EDM"), ("adm", ["--method", "edm"], "EDM"), ("rfpp-adm", ["--method", "rfpp"], "2-RF++")],
+)
+def test_where_the_weights_came_from_is_written_beside_the_model(name, options, method, here, capsys):
+    (here / "deep").mkdir()
+    golden_file(name, here / "deep/net.safetensors")
+    assert main(["import", "deep/net.safetensors", "--out", "m", *options]) == 0
+    said = [line.removeprefix("note: ") for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert json.loads((here / "m/import.json").read_text()) == {
+        "source": "net.safetensors",
+        "sha256": hashlib.sha256((here / "deep/net.safetensors").read_bytes()).hexdigest(),
+        "method": method,
+        "notes": said,
+    }
+    assert len(said) >= 1
+    files = {"denoiser", "import.json", "model_index.json", "recipe.toml"}
+    assert {p.name for p in (here / "m").iterdir()} == files
+    alone, whole = Denoiser.from_pretrained(here / "m"), GenflowPipeline.from_pretrained(str(here / "m")).denoiser
+    for key, value in alone.state_dict().items():
+        assert torch.equal(whole.state_dict()[key], value)
+
+
 def test_method_rfpp_from_a_training_state(here, capsys):
     tensors = golden_file("rfpp-adm", here / "x.safetensors")
     torch.save({"model_state_dict": tensors, "iter": 7}, here / "state.pth")
@@ -85,8 +110,10 @@ def test_dit_is_recognised_and_its_heads_passed_on(here, capsys):
     assert (network["class"], network["arguments"]["heads"]) == ("DiT", about["heads"])
 
 
+@pytest.mark.parametrize("given", ["published", "file"])
+@pytest.mark.parametrize("binary", [False, True])
 @pytest.mark.parametrize("inner", ["", "transformer"])
-def test_a_diffusers_folder_tells_its_heads_and_size(inner, here):
+def test_a_diffusers_folder_tells_its_heads_and_size(inner, binary, given, here, capsys):
     """Its weights alone tell neither; everything else of it is compared with diffusers beside the import itself."""
     from diffusers import DiTTransformer2DModel
 
@@ -96,12 +123,20 @@ def test_a_diffusers_folder_tells_its_heads_and_size(inner, here):
     for name, value in network.state_dict().items():
         if "emb" in name:
             value.zero_()  # alike in all blocks
-    network.save_pretrained(here / "published" / inner)
-    assert main(["import", "published"]) == 0
-    arguments = Denoiser.from_pretrained(here / "models/published").config["network"]["arguments"]
+    network.save_pretrained(here / "published" / inner, safe_serialization=not binary)
+    file = next(p for p in (here / "published" / inner).iterdir() if p.suffix != ".json")
+    assert file.suffix == (".bin" if binary else ".safetensors")
+    source = "published" if given == "published" else str(file)
+    assert main(["import", source, "--out", "m"]) == 0
+    arguments = Denoiser.from_pretrained(here / "m").config["network"]["arguments"]
     assert (arguments["heads"], arguments["image_size"], arguments["width"]) == (3, [6, 6], 24)
-    (here / "published" / inner / "config.json").write_text("{")
-    assert main(["import", "published", "--out", "again"]) == 2
+    told = json.loads((here / "m/import.json").read_text())
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    name = "published" if given == "published" else file.name
+    assert (told["source"], told["sha256"], told["method"]) == (name, digest, "DiT")
+    for damaged in ("{", "[3]"):
+        (here / "published" / inner / "config.json").write_text(damaged)
+        assert "config.json is damaged" in refusal(capsys, source, "--out", "again")
 
 
 def test_an_existing_folder_is_never_overwritten(here, capsys):
