@@ -6,8 +6,10 @@ import collections
 import dataclasses
 import errno
 import json
+import math
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,10 +21,14 @@ from tqdm import tqdm
 from genflow.data.cache import IMAGES, keep, write_meta
 from genflow.data.decoding import DECODER, Broken, Decoding, Refused, decode
 from genflow.data.digests import digest
+from genflow.data.paths import shown
+from genflow.data.refusals import Findings
 
 _THREADS = max(2, min(8, os.cpu_count() or 2))
 _AHEAD = _THREADS + 2  # groups of images at work at once, which bounds the memory
 _GROUP_BYTES = 2**19  # pixels of a group: threads cost more than they bring if each task is one small image
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _Pixels = npt.NDArray[np.uint8]
 
@@ -37,6 +43,7 @@ class Encoded:
         name: what to call image k in messages (a list of a million paths would take a lot of memory).
         read: the bytes of image k; raises ``OSError`` if they cannot be had. Called by threads.
         identity: what names their content, in hexadecimal: other bytes, another identity.
+        check: called when all are decoded; raises ``ValueError`` if what was read may not be what ``identity`` names.
     """
 
     where: str
@@ -44,6 +51,7 @@ class Encoded:
     name: Callable[[int], str]
     read: Callable[[int], bytes]
     identity: str
+    check: Callable[[], None] = lambda: None
 
 
 def decode_once(encoded: Encoded, decoding: Decoding, cache: Path) -> tuple[_Pixels, str]:
@@ -52,17 +60,20 @@ def decode_once(encoded: Encoded, decoding: Decoding, cache: Path) -> tuple[_Pix
     The key is a digest of the images' content and of ``decoding``. Images that are in the cache are not decoded again.
 
     Raises:
-        ValueError: images that cannot be decoded (all are counted, ten named), differ in size or channels, or need
-            an option.
+        ValueError: images that cannot be decoded (all are counted, ten named); else images that differ in size or
+            channels or need an option (the first of each kind is named, and all options that are needed).
         RuntimeError: there is no room for them in the cache folder, or it cannot be written.
     """
     key = digest(json.dumps([DECODER, encoded.identity, dataclasses.astuple(decoding)]).encode()).hex()
     try:
-        return keep(cache / "images" / key, lambda folder: _decode_into(folder, encoded, decoding)), key
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # of large images and odd metadata: all sound
+            return keep(cache / "images" / key, lambda folder: _decode_into(folder, encoded, decoding)), key
     except OSError as error:
+        advice = "make room there" if error.errno in _FULL else "let it be written"
         raise RuntimeError(
             f"cannot keep the {_bytes_needed(encoded, decoding):,} bytes of decoded images of {encoded.where} in the"
-            f" cache folder {cache} ({error.strerror or error}): make room there, or set the environment variable"
+            f" cache folder {cache} ({error.strerror or error}): {advice}, or set the environment variable"
             " GENFLOW_CACHE to a folder that can be written and has room"
         ) from error
 
@@ -72,43 +83,52 @@ def _decode_into(folder: Path, encoded: Encoded, decoding: Decoding) -> None:
 
     (Pages of a memory map count as memory until they are written, and a full disk then ends the process.)
     """
-    count = encoded.count
-    first: tuple[int, _Pixels] | None = None
-    broken: list[str] = []
+    count, shape = encoded.count, (0,)
+    findings = Findings(encoded.where)
     decoded = tqdm(_all_decoded(encoded, decoding), "decoding", count, leave=False, disable=count <= 2000)
     with (folder / IMAGES).open("wb", buffering=2**20) as file:
-        for index, pixels in enumerate(decoded):
-            if isinstance(pixels, Broken):
-                broken.append(str(pixels))
-                continue
-            if first is None:
-                first = index, pixels
-                _check_room(folder, count * pixels.nbytes)
-                header = {"descr": "|u1", "fortran_order": False, "shape": (count, *pixels.shape)}
-                np.lib.format.write_array_header_1_0(file, header)
-            elif pixels.shape != first[1].shape:
-                raise Refused(_difference(encoded.name(index), pixels, encoded.name(first[0]), first[1]))
-            if not broken:
-                file.write(pixels.data)
-    if broken:
-        named = "; ".join(broken[:10]) + (f" and {len(broken) - 10} more" if len(broken) > 10 else "")
-        raise ValueError(
-            f"{len(broken)} of the images in {encoded.where} cannot be decoded, repair or remove them: {named}"
-        )
-    assert first is not None, "an empty set is refused before"
-    write_meta(folder, (count, *first[1].shape))
+        for index, found in enumerate(decoded):
+            match found:
+                case Broken():
+                    findings.broken(found)
+                case Refused():
+                    findings.sound(shown(encoded.name(index)), found.shape, found.wanting)
+                case _ if index == 0:
+                    shape = found.shape
+                    findings.sound(shown(encoded.name(index)), shape)
+                    _check_room(folder, count * found.nbytes)
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
+                    np.lib.format.write_array_header_1_0(file, header)
+                    file.write(found.data)
+                case _ if findings or found.shape != shape:
+                    findings.sound(shown(encoded.name(index)), found.shape)
+                case _:
+                    file.write(found.data)
+    encoded.check()
+    findings.refuse()
+    write_meta(folder, (count, *shape))
 
 
-def _all_decoded(encoded: Encoded, decoding: Decoding) -> Iterator[_Pixels | Broken]:
-    """Results in order, a bounded way ahead; Pillow lets go of Python's lock while it decodes."""
+def _all_decoded(encoded: Encoded, decoding: Decoding) -> Iterator[_Pixels | Broken | Refused]:
+    """Results in order, a bounded way ahead; Pillow lets go of Python's lock while it decodes.
+
+    Pixels of another shape than the first image's are not kept: a small first image would have groups of large ones.
+    """
     count, first = encoded.count, _decoded(encoded, decoding, 0)
-    size = 1 if isinstance(first, Broken) else max(1, min(64, _GROUP_BYTES // first.nbytes))
+    shape = None if isinstance(first, Broken) else first.shape
+    size = 1 if shape is None else max(1, min(64, _GROUP_BYTES // math.prod(shape)))
 
-    def group(start: int) -> list[_Pixels | Broken]:
-        return [_decoded(encoded, decoding, index) for index in range(start, min(start + size, count))]
+    def one(index: int) -> _Pixels | Broken | Refused:
+        found = _decoded(encoded, decoding, index)
+        if isinstance(found, np.ndarray) and shape is not None and found.shape != shape:
+            return Refused(encoded.name(index), (), found.shape)
+        return found
+
+    def group(start: int) -> list[_Pixels | Broken | Refused]:
+        return [one(index) for index in range(start, min(start + size, count))]
 
     pool = ThreadPoolExecutor(_THREADS)
-    pending: collections.deque[Future[list[_Pixels | Broken]]] = collections.deque()
+    pending: collections.deque[Future[list[_Pixels | Broken | Refused]]] = collections.deque()
     try:
         yield first
         for start in range(1, count, size):
@@ -121,11 +141,11 @@ def _all_decoded(encoded: Encoded, decoding: Decoding) -> Iterator[_Pixels | Bro
         pool.shutdown(cancel_futures=True)
 
 
-def _decoded(encoded: Encoded, decoding: Decoding, index: int) -> _Pixels | Broken:
-    name = encoded.name(index)
+def _decoded(encoded: Encoded, decoding: Decoding, index: int) -> _Pixels | Broken | Refused:
+    name = shown(encoded.name(index))
     try:
         return decode(encoded.read(index), name, decoding)
-    except Broken as error:
+    except (Broken, Refused) as error:
         return error
     except OSError as error:
         return Broken(f"{name} ({error.strerror or error})")
@@ -139,23 +159,7 @@ def _check_room(folder: Path, needed: int) -> None:
 
 def _bytes_needed(encoded: Encoded, decoding: Decoding) -> int:
     for index in range(encoded.count):
-        pixels = _decoded(encoded, decoding, index)
-        if not isinstance(pixels, Broken):
-            return encoded.count * pixels.nbytes
+        found = _decoded(encoded, decoding, index)
+        if not isinstance(found, Broken):
+            return encoded.count * math.prod(found.shape)
     return 0
-
-
-def _difference(name: str, pixels: _Pixels, first_name: str, first: _Pixels) -> str:
-    options = []
-    if pixels.shape[1:] != first.shape[1:]:
-        options.append("--data.size 64 (or another number) centre-crops and resizes all")
-    if len(pixels) != len(first):
-        options.append("--data.channels 3 (or 1) converts all")
-    return (
-        f"{name} is {_words(pixels)}, but {first_name} is {_words(first)}, and images must agree: {', '.join(options)}"
-    )
-
-
-def _words(pixels: _Pixels) -> str:
-    channels, height, width = pixels.shape
-    return f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"

@@ -8,16 +8,15 @@ The operating system lets go of a lock when its holder dies. What a dead builder
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-from genflow.files import PARTIAL, atomic_folder, remove_partials
+from genflow.files import atomic_folder, remove_partials
 
 IMAGES = "images.npy"
 _META = "meta.json"
@@ -39,18 +38,25 @@ def keep(folder: Path, build: Callable[[Path], None]) -> npt.NDArray[np.uint8]:
     images = _whole(place)
     if images is not None:
         return images
+    try:
+        images = _build(folder, place, build)
+    except FileNotFoundError:  # the cache was removed meanwhile
+        images = _build(folder, place, build)
+    if images is None:
+        raise OSError(f"what was written to {place} reads differently")
+    return images
+
+
+def _build(folder: Path, place: Path, build: Callable[[Path], None]) -> npt.NDArray[np.uint8] | None:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
         images = _whole(place)
         if images is not None:  # built by another process while this one waited
             return images
-        _remove_leftovers(folder)
+        remove_partials(folder.parent)  # of dead builders, whichever key they were at
         with atomic_folder(place) as partial:
             build(partial)
-        images = _whole(place)
-    if images is None:
-        raise OSError(f"what was written to {place} reads differently")
-    return images
+        return _whole(place)
 
 
 def write_meta(folder: Path, shape: tuple[int, ...]) -> None:
@@ -70,11 +76,3 @@ def _whole(place: Path) -> npt.NDArray[np.uint8] | None:
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
     return images if sound else None
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove the partial folders of dead builders: of this key, whose lock is held, and of others not being built."""
-    remove_partials(folder)
-    for other in {leftover.parent for leftover in folder.parent.glob(f"*/{PARTIAL}*")} - {folder}:
-        with contextlib.suppress(Timeout, OSError), FileLock(other / "lock", timeout=0):
-            remove_partials(other)

@@ -34,6 +34,8 @@ def image_column(source: str, rows: Dataset, named: str | None) -> str:
 def label_column(source: str, rows: Dataset, named: str | None) -> str | None:
     """Return the column that is named, none for "", else the only one of class labels, if there is one.
 
+    Without class labels it is the column of whole numbers called label or labels, if there is one of these.
+
     Raises ``ValueError`` if there is no such column, or several.
     """
     from datasets import ClassLabel
@@ -43,7 +45,15 @@ def label_column(source: str, rows: Dataset, named: str | None) -> str | None:
     found = [column for column, feature in rows.features.items() if isinstance(feature, ClassLabel)]
     if len(found) > 1:
         raise ValueError(f"{source} has several label columns: name one by ?label=, of {', '.join(found)}")
-    return found[0] if found else None
+    if not found:
+        found = [name for name in ("label", "labels") if _is_whole(rows.features.get(name))]
+    return found[0] if len(found) == 1 else None
+
+
+def _is_whole(feature: object) -> bool:
+    from datasets import Value
+
+    return isinstance(feature, Value) and feature.dtype.startswith(("int", "uint"))
 
 
 def read_labels(source: str, rows: Dataset, column: str | None) -> tuple[npt.NDArray[np.int64] | None, tuple[str, ...]]:
@@ -75,17 +85,28 @@ def read_labels(source: str, rows: Dataset, column: str | None) -> tuple[npt.NDA
     return np.array(labels, np.int64), names
 
 
-def image_reader(source: str, rows: Dataset, column: str) -> Callable[[int], bytes]:
+def image_reader(source: str, rows: Dataset, column: str, *, on_disk: bool) -> Callable[[int], bytes]:
     """Return a function that gives the encoded bytes of the image in row k.
 
-    It raises ``OSError`` for a row without an image. Raises ``ValueError`` if the column cannot hold images.
+    It raises ``OSError`` for a row without an image. Raises ``ValueError`` if the column cannot hold images, or, for a
+    set on disk, holds paths: the digest of the set does not know what lies there.
     """
+    import pyarrow.compute
     from datasets import Image
 
     try:
         stored = rows.select_columns([column]).cast_column(column, Image(decode=False)).with_format("arrow")
     except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's errors are among them
         raise ValueError(f"{source}: the column {column!r} holds {rows.features[column]}, not images") from error
+
+    images: Any = stored.data.column(column)
+    compute: Any = pyarrow.compute  # its functions are made at import, so that no type is known
+    content, path = (compute.struct_field(images, field) for field in ("bytes", "path"))
+    if on_disk and compute.any(compute.and_(content.is_null(), path.is_valid())).as_py():
+        raise ValueError(
+            f"{source}: the column {column!r} holds paths of files instead of images: embed the images (save_to_disk"
+            " and to_parquet do), or give the folder of the files, without hf:"
+        )
 
     def read(index: int) -> bytes:
         row: Any = stored[index]

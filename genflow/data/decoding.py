@@ -5,20 +5,35 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageColor, ImageFile
+from PIL import ExifTags, Image, ImageColor, ImageFile, WebPImagePlugin
 
-DECODER = 1  # part of every cache's name: raise it when the same bytes and options give other pixels
+DECODER = 2  # part of every cache's name: raise it when the same bytes and options give other pixels
 
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+_FORMATS = (
+    "PNG",
+    "JPEG",
+    str(WebPImagePlugin.WebPImageFile.format),
+    "BMP",
+)  # all that Pillow reads would include EPS, which runs a program
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 _GREY = ("1", "L", "LA")
 _ALPHA = ("LA", "PA", "RGBA")
 _MODES = {0: None, 1: "L", 3: "RGB"}
-_OTHER_COLOURS = ("CMYK", "YCbCr", "HSV")
+_TURNS = {  # by the orientation that EXIF holds
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -26,14 +41,14 @@ class Decoding:
     """How encoded images become pixels (C, H, W) uint8.
 
     In this order: 16-bit values v become round(255 v / 65535); a transparent image of colour c and opacity a lies on
-    the background b as round((a c + (255 - a) b) / 255); colours are converted; the central square is cut out and
-    resized (bicubic, with antialiasing).
+    the background b as round((a c + (255 - a) b) / 255); colours are converted; the image is turned upright as its
+    EXIF orientation says; the central square is cut out and resized (bicubic, with antialiasing).
 
     Args:
         size: height and width in pixels; None takes images as they are.
         channels: 1 converts all to grey (ITU-R 601 luma), 3 to RGB; 0 leaves grey grey, makes RGB of palettes,
             and refuses other colours, such as CMYK.
-        background: a colour by name or as #rrggbb; "" refuses transparency.
+        background: a colour by name or as #rrggbb; "" refuses transparency, of which an opaque image has none.
         scale_16_bit: scale 16-bit images to 8 bits; otherwise they are refused.
 
     Raises:
@@ -74,27 +89,44 @@ class Broken(ValueError):
 
 
 class Refused(ValueError):
-    """An image that is sound, but of a kind that is not taken."""
+    """An image that is sound, but of a kind that is not taken as it is.
+
+    Args:
+        name: what to call it.
+        wanting: its kinds, each with the option that takes it.
+        shape: (C, H, W) that it would have.
+    """
+
+    def __init__(self, name: str, wanting: Sequence[tuple[str, str]], shape: tuple[int, ...]) -> None:
+        kinds, options = [kind for kind, _ in wanting], [option for _, option in wanting]
+        super().__init__(f"{name} has {' and '.join(kinds)}: {' '.join(options)}")
+        self.wanting, self.shape = tuple(wanting), shape
 
 
 def decode(encoded: bytes, name: str, decoding: Decoding) -> npt.NDArray[np.uint8]:
-    """Return the pixels (C, H, W) of one image file, C-contiguous.
+    """Return the pixels (C, H, W) of one PNG, JPEG, WebP or BMP file, C-contiguous.
 
-    Rotation stored in EXIF is ignored; of an animation the first picture is taken.
+    It is turned upright as its EXIF orientation says; of an animation the first picture is taken.
 
     Raises:
-        Broken: the file is damaged, cut short or not an image.
+        Broken: the file is damaged, cut short, too large or not an image of these formats.
         Refused: the kind of image needs an option that is not set; the message names it.
     """
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
             flat = _flatten(image, encoded, name, decoding)
-    except (Refused, MemoryError):
+            turn = _turn(image)
+    except (Refused, Broken, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:
-        raise Broken(f"{name} (not an image)") from error
+        raise Broken(f"{name} (not a PNG, JPEG, WebP or BMP image)") from error
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise Broken(f"{name} (sound, but too large: it has over {limit:,} pixels)") from error
     except _BROKEN as error:
         raise Broken(f"{name} ({error})") from error
+    if turn is not None:
+        flat = flat.transpose(turn)
     if decoding.size is not None and flat.size != (decoding.size, decoding.size):
         side = min(flat.size)
         left, top = (flat.width - side) // 2, (flat.height - side) // 2
@@ -120,30 +152,50 @@ def _plain(
     image: Image.Image, encoded: bytes, name: str, decoding: Decoding, *, deep: bool, transparent: bool
 ) -> Image.Image:
     """Return an image of a kind that is not plain grey or RGB in mode L or RGB, or refuse it."""
-    wanting = [
-        *([("transparency", "--data.background white")] * (transparent and not decoding.background)),
-        *([("16 bits a channel", "--data.scale-16-bit")] * (deep and not decoding.scale_16_bit)),
-        *([(f"{image.mode} colours", "--data.channels 3")] * (image.mode in _OTHER_COLOURS and not decoding.channels)),
-    ]
-    if wanting:
-        kinds, options = zip(*wanting, strict=True)
-        raise Refused(f"{name} has {' and '.join(kinds)}: {' '.join(options)} converts all such images")
     grey = image.mode in _GREY or image.mode.startswith("I;16") or _stored_as(image) == "LA;16B"
+    stored = image
     if deep:
         image = _eight_bits(image, encoded, name)
     elif transparent and image.mode == "L":
         _scale_colour_key(image)
+    opaque = transparent and not decoding.background and _is_opaque(image)
+    wanting = [
+        *([("transparency", "--data.background white")] * (transparent and not decoding.background and not opaque)),
+        *([("16 bits a channel", "--data.scale-16-bit")] * (deep and not decoding.scale_16_bit)),
+        *([("CMYK colours", "--data.channels 3")] * (image.mode == "CMYK" and not decoding.channels)),
+    ]
+    if wanting:
+        raise Refused(name, wanting, _shape(image.size, _turn(stored), decoding, grey=grey))
     if transparent:
-        image = _lay_on(image, decoding.backdrop(), grey)
-    if image.mode in (*_OTHER_COLOURS, "P"):
+        image = _lay_on(image, (0, 0, 0) if opaque else decoding.backdrop(), grey)
+    if image.mode in ("CMYK", "P"):
         image = image.convert("RGB")
     elif image.mode == "1":
         image = image.convert("L")
     if image.mode not in ("L", "RGB"):
-        raise Refused(
-            f"{name} has mode {image.mode}, which has no exact 8-bit equivalent: convert it to 8-bit grey or RGB first"
-        )
+        raise Broken(f"{name} (mode {image.mode}, which has no exact 8-bit equivalent)")
     return image
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Return what turns a decoded image upright."""
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (*_BROKEN, TypeError, KeyError, AttributeError):
+        return None  # a picture is sound whatever is wrong with what is said about it
+
+
+def _shape(
+    size: tuple[int, int], turn: Image.Transpose | None, decoding: Decoding, *, grey: bool
+) -> tuple[int, int, int]:
+    """Return the shape of an image that is refused, if it were not."""
+    turned = turn in (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
+    width, height = size[::-1] if turned else size
+    return decoding.channels or (1 if grey else 3), decoding.size or height, decoding.size or width
+
+
+def _is_opaque(image: Image.Image) -> bool:
+    return bool(np.asarray(image.convert("RGBA"))[..., 3].min() == 255)
 
 
 def _lay_on(image: Image.Image, backdrop: tuple[int, int, int], grey: bool) -> Image.Image:
@@ -187,11 +239,11 @@ def _sixteen_bits(image: Image.Image, encoded: bytes, name: str) -> npt.NDArray[
         return 256 * high + _read_as(encoded, stored.removesuffix("B") + "L")
     if image.format == "PNG" and stored == "LA;16B":
         return _read_as(encoded, "RGBA").view(">u2").astype(np.uint16)  # four bytes a pixel, as they are
-    raise Refused(f"{name} has 16 bits a channel as {image.format} {image.mode}: convert it to PNG or to 8 bits first")
+    raise Broken(f"{name} (16 bits a channel as {image.format} {image.mode}, which is read from PNG only)")
 
 
 def _read_as(encoded: bytes, stored: str) -> npt.NDArray[np.uint8]:
-    with Image.open(io.BytesIO(encoded)) as image:
+    with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
         assert isinstance(image, ImageFile.ImageFile)
         image.tile = [tile._replace(args=stored) for tile in image.tile]
         return np.asarray(image)

@@ -3,8 +3,9 @@
 A digest is BLAKE2b of 16 bytes over a file's bytes. A memo in the cache folder keeps, for each file of a root, its
 size, times of modification and of change, inode and digest. A file is read again when any of these four differs, or
 was younger than two seconds when it was read, since a second change within the clock's grain could hide there. So a
-change goes unseen only if it keeps the size and all four values, which takes a clock set back or a file system that
-does not keep times; deleting the memo (or the cache folder) has everything read again.
+change goes unseen if it keeps all four values: a clock set back, a file system that does not keep times, or a write
+through a memory map, which may be noted in them late. Who reads a file that is not what its digest says raises
+``Changed``, drops the memo (``forget``) and begins again; deleting the memo or the cache folder does the same.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from genflow.files import atomic_file
+from genflow.files import atomic_file, remove_partials
 
 DIGEST_BYTES = 16
 HELD_BYTES = 2**25
@@ -31,6 +32,10 @@ _GROUP = 64  # files a task
 
 _NO_STATS, _NO_DIGESTS = np.zeros((0, 4), np.int64), np.zeros((0, DIGEST_BYTES), np.uint8)
 _Memo = tuple[dict[str, int], npt.NDArray[np.int64], npt.NDArray[np.uint8]]  # rows by name, stats, digests
+
+
+class Changed(Exception):
+    """A file is no longer what its digest says."""
 
 
 def digest(content: bytes) -> bytes:
@@ -52,6 +57,21 @@ def digest_files(
 def digest_file(path: Path, cache: Path) -> bytes:
     """Return the digest of one file, by a memo of its own; zeros if it cannot be read."""
     return _digests(str(path.parent), [path.name], _place(path, cache), None).tobytes()
+
+
+def forget(root: Path, cache: Path) -> None:
+    """Drop the memo of a root, so that all of it is read again."""
+    with contextlib.suppress(OSError):
+        _place(root, cache).unlink()
+
+
+def file_state(path: str | Path | int) -> tuple[int, ...]:
+    """Return what changes when a file is replaced or written: device, inode, size, times; zeros if absent."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return (0,) * 5
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _place(path: Path, cache: Path) -> Path:
@@ -92,11 +112,8 @@ def _digests(root: str, files: Sequence[str], place: Path, held: dict[int, bytes
 
 
 def _stat(path: str) -> tuple[int, int, int, int]:
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return 0, 0, 0, 0
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino & (2**63 - 1)  # some are unsigned
+    _, inode, size, modified, changed = file_state(path)
+    return size, modified, changed, inode & (2**63 - 1)  # some are unsigned
 
 
 def _digest(path: str, held: dict[int, bytes] | None, index: int) -> bytes:
@@ -127,5 +144,6 @@ def _read(path: Path) -> _Memo:
 
 def _write(path: Path, names: list[str], stats: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8]) -> None:
     joined = np.frombuffer("\0".join(names).encode("utf-8", "surrogateescape"), np.uint8)
+    remove_partials(path.parent)
     with atomic_file(path) as partial, partial.open("wb") as file:
         np.savez(file, names=joined, stats=stats, digests=digests)

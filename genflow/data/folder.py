@@ -8,23 +8,27 @@ FOLDER/dataset.json                  EDM's labels, whatever the sub-folders
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from genflow.data.building import Encoded, decode_once
 from genflow.data.decoding import AS_STORED, Decoding
-from genflow.data.digests import digest, digest_files
+from genflow.data.digests import Changed, digest, digest_files, forget
 from genflow.data.images import ImageData, cache_folder
 from genflow.data.labels import EDM_LABELS, read_labels_file
-from genflow.data.listing import is_image, list_images
+from genflow.data.listing import Listing, is_hidden, is_image, list_images
+from genflow.data.paths import expanded, shown
 
 
 def image_folder(
     folder: str | Path, *, decoding: Decoding = AS_STORED, labels: str | Path = "", cache: Path | None = None
 ) -> ImageData:
-    """Load a folder of png, jpg, jpeg, webp or bmp files through the cache, which knows them by content.
+    """Load a folder of png, jpg, jpeg, jfif, webp or bmp files through the cache, which knows them by content.
 
-    Hidden files are skipped. Images must agree in size and channels, as they are or as ``decoding`` makes them.
+    Hidden files are skipped, images of other formats left out with a line on stderr. Images must agree in size and
+    channels, as they are or as ``decoding`` makes them.
 
     Shapes: images (N, C, H, W), a read-only memory map; labels (N,) or None.
 
@@ -40,7 +44,7 @@ def image_folder(
             images that differ or need an option of ``decoding``.
         RuntimeError: decoded images cannot be kept in the cache folder.
     """
-    root = Path(folder).expanduser()
+    root = expanded(folder)
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder")
     files, folders = _walk(root)
@@ -49,8 +53,20 @@ def image_folder(
         str(root), files, folders, labels, (lambda name: read_labels_file(root / name)) if own_labels else None
     )
     kept = cache_folder(cache)
+    try:
+        images, key = _decode(root, listing, decoding, kept, Changed("it changed while it was read"))
+    except Changed:  # since the last time, unseen, or this very moment
+        forget(root, kept)
+        images, key = _decode(root, listing, decoding, kept, OSError("it changed while it was read"))
+    return ImageData.labelled(images, listing.labels, listing.class_names, root.resolve().name, key)
+
+
+def _decode(
+    root: Path, listing: Listing, decoding: Decoding, cache: Path, changed: Exception
+) -> tuple[npt.NDArray[np.uint8], str]:
+    """Return the images and their key; raise ``changed`` where a file is not what its digest says."""
     held: dict[int, bytes] = {}
-    digests = digest_files(root, listing.files, kept, held)
+    digests = digest_files(root, listing.files, cache, held)
 
     def name(index: int) -> str:
         return os.path.join(root, listing.files[index])
@@ -62,30 +78,39 @@ def image_folder(
         with open(name(index), "rb", buffering=0) as file:
             content = file.read()
         if digest(content) != digests[index].tobytes():
-            raise OSError("it changed while it was read")
+            raise changed
         return content
 
     encoded = Encoded(str(root), len(listing.files), name, read, digest(digests.tobytes()).hex())
-    images, key = decode_once(encoded, decoding, kept)
-    return ImageData.labelled(images, listing.labels, listing.class_names, root.resolve().name, key)
+    return decode_once(encoded, decoding, cache)
 
 
 def _walk(root: Path) -> tuple[list[str], list[str]]:
-    """Return the relative paths of all images below a folder, and the names of its sub-folders."""
+    """Return the relative paths of all files below a folder that are not hidden, and the names of its sub-folders.
+
+    Links to folders are followed, except to one that they lie in.
+    """
+    files: list[str] = []
+    folders: list[str] = []
+
+    def walk(inner: str, above: frozenset[tuple[int, int]]) -> None:
+        for entry in [entry for entry in os.scandir(os.path.join(root, inner)) if not is_hidden(entry.name)]:
+            path = f"{inner}{entry.name}"
+            if entry.is_dir():
+                stat = os.stat(entry.path)
+                if (stat.st_dev, stat.st_ino) not in above:
+                    folders.append(path)
+                    walk(f"{path}/", above | {(stat.st_dev, stat.st_ino)})
+            elif entry.is_file():
+                files.append(path)
+            elif entry.is_symlink() and not os.path.exists(entry.path):
+                if not is_image(path):  # an image is named with the others that cannot be read
+                    raise ValueError(f"{shown(entry.path)} is a link to nothing: remove or mend it")
+                files.append(path)
+
     try:
-        entries = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
-        folders = [entry.name for entry in entries if entry.is_dir()]
-        files = [entry.name for entry in entries if entry.is_file()]
-        below = [f"{folder}/{file}" for folder in folders for file in _files_below(root / folder)]
+        stat = os.stat(root)
+        walk("", frozenset({(stat.st_dev, stat.st_ino)}))
     except OSError as error:
         raise ValueError(f"cannot list {error.filename}: {error.strerror}") from error
-    return [file for file in (*files, *below) if is_image(file)], folders
-
-
-def _files_below(folder: Path) -> Iterator[str]:
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for place, _, files in os.walk(folder, onerror=refuse):
-        inner = Path(place).relative_to(folder)
-        yield from ((inner / file).as_posix() for file in files)
+    return files, [folder for folder in folders if "/" not in folder]

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from genflow.data.decoding import AS_STORED, Decoding
+from genflow.data.listing import is_image
+from genflow.data.paths import expanded, on_disk_source
 
 Split = Literal["train", "test", "all"]
 EMBEDDED = ("digits", "mnist5k", "shapes")
@@ -124,7 +126,7 @@ def cache_folder(cache: Path | None = None) -> Path:
     if cache is not None:
         return Path(cache)
     named = os.environ.get("GENFLOW_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "genflow"
+    return expanded(named) if named else Path.home() / ".cache" / "genflow"
 
 
 def load_images(
@@ -140,7 +142,7 @@ def load_images(
     Args:
         source: ``digits``, ``mnist5k`` or ``shapes``; a folder or ``.zip`` of images (one sub-folder a class, or
             labelled by a file, or unlabelled); a ``.npz`` file with ``images`` (N, H, W, C) or (N, C, H, W) uint8
-            and optionally ``labels`` (N,); ``hf:NAME`` or ``hf:PATH`` (see ``hub``). A folder named like an
+            and optionally ``labels`` (N,); ``hf:NAME`` or ``hf:./PATH`` (see ``hub``). A folder named like an
             embedded set: ``./digits``.
         split: train or held-out (``test``) part of embedded data and of data sets that have one. Folders and files
             are one set: ``train`` and ``all`` both give the whole, ``test`` is refused.
@@ -159,7 +161,7 @@ def load_images(
 
     if split not in ("train", "test", "all"):
         raise ValueError(f"split {split!r} is not one of 'train', 'test', 'all'")
-    path = Path(source).expanduser()
+    path = expanded(source)
     is_zip = path.suffix.lower() == ".zip" and path.is_file()
     if labels and (source in EMBEDDED or not (path.is_dir() or is_zip)):
         raise ValueError(f"a file of labels goes with a folder or zip of images, and {str(source)!r} is none")
@@ -178,6 +180,8 @@ def load_images(
         raise ValueError(
             f"{path} has no held-out split: keep test images in a folder or file of their own and give its path"
         )
+    if path.is_dir() and any((path / name).is_file() for name in hub.SAVED):
+        raise ValueError(f"{path} is a data set that save_to_disk wrote: give {on_disk_source(source)}")
     if path.is_dir():
         return folder.image_folder(path, decoding=decoding, labels=labels, cache=cache)
     if is_zip:
@@ -186,6 +190,10 @@ def load_images(
 
 
 def _unknown_source(source: str | Path, path: Path) -> str:
+    if path.suffix.lower() == ".parquet" and path.is_file():
+        return f"{path} is a data set in parquet: give {on_disk_source(source)}"
+    if is_image(path.name) and path.is_file():
+        return f"{path} is one image: give the folder that it lies in"
     if path.is_file():
         return f"{path} is a file, but neither .zip nor .npz: give one of these, or a folder of images"
     near = difflib.get_close_matches(str(source), EMBEDDED, n=1)

@@ -11,7 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from genflow.data.paths import shown
+
 EDM_LABELS = "dataset.json"  # looked for beside the images
+_WHOLE = re.compile(r"-?\d+")
+_DIGITS = 18  # what int64 holds; Python refuses to read numbers of some thousands
 
 
 def read_labels_file(path: Path) -> str:
@@ -32,7 +36,8 @@ def match_labels(text: str, where: str, files: Sequence[str]) -> tuple[tuple[int
 
     JSON: {"labels": [["path", label], …]} or {"labels": null}, labels 0 … K - 1, the format of EDM
     (arXiv:2206.00364). CSV: the header file,label, then a line per image; labels 0 … K - 1, or names, which are
-    numbered in alphabetical order. Lines come in any order; paths are relative, with forward slashes.
+    numbered in alphabetical order; spaces around a label do not count. Lines come in any order; paths are relative,
+    with forward slashes.
 
     Args:
         text: what the file holds.
@@ -51,7 +56,7 @@ def match_labels(text: str, where: str, files: Sequence[str]) -> tuple[tuple[int
         if path.startswith("/") or ".." in PurePosixPath(path).parts:
             raise ValueError(f"{where}: {path!r} must be a path relative to the images, without '..'")
         if path in labels:
-            raise ValueError(f"{where} labels {path} twice: leave one of the lines")
+            raise ValueError(f"{where} labels {shown(path)} twice: leave one of the lines")
         labels[path] = label
     known = set(files)
     surplus = [path for path in labels if path not in known]
@@ -111,18 +116,34 @@ def _csv_entries(text: str, where: str) -> list[tuple[str, int | str]]:
         lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except csv.Error as error:
         raise ValueError(f"{where} is not CSV: {error}") from error
-    if not lines or lines[0] != ["file", "label"]:
+    if not lines or [cell.strip() for cell in lines[0]] != ["file", "label"]:
         raise ValueError(
             f"{where} must begin with the line file,label, got {','.join(lines[0]) if lines else 'nothing'}"
         )
     for number, line in enumerate(lines[1:], start=2):
-        if line and (len(line) != 2 or not all(line)):
+        if line and (len(line) != 2 or not all(cell.strip() for cell in line)):
             raise ValueError(f"{where}: line {number} must be a file and its label, got {','.join(line)[:80]!r}")
-    entries = [(file, label) for file, label in filter(None, lines[1:])]
-    if all(re.fullmatch(r"-?\d+", label) for _, label in entries):
+        if line and _is_fraction(line[1]):
+            raise ValueError(
+                f"{where}: line {number} has the label {line[1][:80]!r}, but labels are whole numbers or names"
+            )
+    entries = [(file, label.strip()) for file, label in filter(None, lines[1:])]
+    if all(_WHOLE.fullmatch(label) for _, label in entries):
+        long = [label for _, label in entries if len(label) > _DIGITS]
+        if long:
+            raise ValueError(f"{where} holds a label of {len(long[0])} digits: number the classes 0, 1, 2 …")
         return [(file, int(label)) for file, label in entries]
     return list(entries)
 
 
+def _is_fraction(label: str) -> bool:
+    """Say whether a label is a number, but not a whole one."""
+    try:
+        float(label)
+    except ValueError:
+        return False
+    return _WHOLE.fullmatch(label.strip()) is None
+
+
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ", ".join(map(shown, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import posixpath
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from genflow.data.labels import EDM_LABELS, match_labels, read_labels_file
+from tqdm import tqdm
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_SPLIT_NAMES = {"train", "test", "val", "valid", "validation"}
+from genflow.data.labels import EDM_LABELS, match_labels, read_labels_file
+from genflow.data.paths import expanded, on_disk_source, shown
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp")
+_OTHER_SUFFIXES = (".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".jpe", ".apng", ".ppm", ".tga")
+_TRAIN = {"train", "training"}
+_HELD_OUT = {"test", "testing", "val", "valid", "validation"}
 
 
 @dataclass(frozen=True)
@@ -22,10 +28,14 @@ class Listing:
     class_names: tuple[str, ...]
 
 
+def is_hidden(name: str) -> bool:
+    """Say whether the name of a file or folder is one that is passed over."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def is_image(path: str) -> bool:
-    """Say whether a relative path ends like an image and has no hidden part."""
-    hidden = path.startswith((".", "__MACOSX/")) or "/." in path
-    return path.lower().endswith(SUFFIXES) and not hidden
+    """Say whether a path ends like an image that is read."""
+    return path.lower().endswith(SUFFIXES)
 
 
 def list_images(
@@ -39,7 +49,8 @@ def list_images(
 
     Args:
         where: the folder or zip, for messages.
-        files: relative paths of its images, in any order.
+        files: relative paths of its files that are not hidden, in any order; those that are no images are left out,
+            which is said in one line on stderr where they are images of other formats.
         folders: names of its sub-folders, empty ones too.
         labels: file of labels; "" uses EDM's dataset.json if ``read_text`` is given, else the sub-folders.
         read_text: reads a text file of the folder or zip that has a dataset.json, else None.
@@ -47,15 +58,32 @@ def list_images(
     Raises:
         ValueError: no images, images both directly inside and in sub-folders, labels that do not fit.
     """
-    ordered = tuple(sorted(files, key=lambda path: path.replace("/", "\0")))  # folder by folder
+    names = list(files)
+    ordered = tuple(sorted(filter(is_image, names), key=lambda path: path.replace("/", "\0")))  # folder by folder
+    others = [name for name in names if name.lower().endswith(_OTHER_SUFFIXES)]
     if not ordered:
-        raise ValueError(f"{where} holds no images (looked for {', '.join(SUFFIXES)})")
+        raise ValueError(f"{where} holds no images (looked for {', '.join(SUFFIXES)}){_hint(where, names, others)}")
+    if others:
+        tqdm.write(f"{where}: {_left_out(others)}", file=sys.stderr)
     if labels:
-        path = Path(labels).expanduser()
+        path = expanded(labels)
         return Listing(ordered, *match_labels(read_labels_file(path), str(path), ordered))
     if read_text is not None:
         return Listing(ordered, *match_labels(read_text(EDM_LABELS), posixpath.join(where, EDM_LABELS), ordered))
     return _by_folder(where, ordered, sorted(folders))
+
+
+def _left_out(others: list[str]) -> str:
+    suffixes = ", ".join(sorted({posixpath.splitext(name)[1].lower() for name in others}))
+    return f"{len(others)} files that look like images were left out ({suffixes}): convert them to PNG or JPEG"
+
+
+def _hint(where: str, names: list[str], others: list[str]) -> str:
+    if others:
+        return f"; {_left_out(others)}"
+    if any(name.endswith(".parquet") for name in names):
+        return f": for its parquet files give {on_disk_source(where)}"
+    return ""
 
 
 def _by_folder(where: str, files: tuple[str, ...], folders: Sequence[str]) -> Listing:
@@ -65,18 +93,19 @@ def _by_folder(where: str, files: tuple[str, ...], folders: Sequence[str]) -> Li
     tops = [file.split("/")[0] for file in files if "/" in file]
     if loose:
         raise ValueError(
-            f"{where} holds images directly inside ({loose[0]}) and in sub-folders ({tops[0]}): "
+            f"{where} holds images directly inside ({shown(loose[0])}) and in sub-folders ({shown(tops[0])}): "
             "move all into class sub-folders, or none, or label them by a file (--data.labels)"
         )
-    if set(folders) <= _SPLIT_NAMES:
+    parts = {folder: folder.lower() for folder in folders if folder.lower() in _TRAIN | _HELD_OUT}
+    if len(parts) == len(folders) or (_TRAIN & {*parts.values()} and _HELD_OUT & {*parts.values()}):
         raise ValueError(
-            f"{where} holds {', '.join(folders)}, which are parts of a data set rather than "
-            f"classes: give one of them, for instance {posixpath.join(where, tops[0])}"
+            f"{where} holds {', '.join(parts)}, which are parts of a data set rather than "
+            f"classes: give one of them, for instance {posixpath.join(where, next(iter(parts)))}"
         )
     empty = sorted(set(folders) - set(tops))
     if empty:
         raise ValueError(
-            f"{posixpath.join(where, empty[0])} holds no images (looked for {', '.join(SUFFIXES)}), but each "
+            f"{shown(posixpath.join(where, empty[0]))} holds no images (looked for {', '.join(SUFFIXES)}), but each "
             "sub-folder counts as a class: remove it or fill it"
         )
     number = {name: place for place, name in enumerate(sorted(set(tops)))}

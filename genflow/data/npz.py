@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from genflow.data.images import ImageData
+from genflow.data.labels import number_classes
 
 
 def image_npz(path: Path) -> ImageData:
@@ -30,12 +31,15 @@ def image_npz(path: Path) -> ImageData:
     first, last = images.shape[1] in (1, 3), images.shape[3] in (1, 3)
     if first == last:
         raise ValueError(f"{path}: 'images' {images.shape} must have 1 or 3 channels either second or last")
+    if 0 in images.shape:
+        raise ValueError(f"{path}: 'images' {images.shape} holds no pixels")
     if last:
         images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     if labels is None:
         return ImageData(images, None, (), path.stem)
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise ValueError(f"{path}: 'labels' must be integers (N,), got {labels.dtype}")
-    classes = int(labels.max()) + 1 if len(labels) else 0
-    names = tuple(str(label) for label in range(classes))
-    return ImageData(images, labels.astype(np.int64), names, path.stem)
+    if len(labels) != len(images):
+        raise ValueError(f"{path}: there are {len(images)} images, but {len(labels)} labels")
+    numbers, names = number_classes(labels.tolist(), str(path))
+    return ImageData(images, np.array(numbers, np.int64), names, path.stem)

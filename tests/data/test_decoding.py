@@ -2,13 +2,15 @@
 
 import io
 import struct
+import warnings
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from genflow.data.decoding import AS_STORED, Broken, Decoding, Refused, decode
+from genflow.data.folder import image_folder
 
 RNG = np.random.default_rng(0)
 GREY, RGB, GREY_ALPHA, RGB_ALPHA = 0, 2, 4, 6  # colour types of PNG
@@ -185,7 +187,6 @@ def test_size_is_taken_after_compositing():
             "x has transparency and 16 bits a channel: --data.background white --data.scale-16-bit",
         ),
         (saved(Image.new("CMYK", (4, 4)), "JPEG"), "x has CMYK colours: --data.channels 3"),
-        (saved(Image.new("F", (4, 4)), "TIFF"), "x has mode F, which has no exact 8-bit equivalent"),
     ],
 )
 def test_refused_kinds_name_the_option(encoded: bytes, message: str):
@@ -196,13 +197,83 @@ def test_refused_kinds_name_the_option(encoded: bytes, message: str):
 def test_broken_files_are_told_from_refused_ones():
     good = saved(Image.fromarray(RNG.integers(0, 256, (32, 32, 3), np.uint8)))
     for encoded, message in [
-        (b"", r"x \(not an image\)"),
-        (b"garbage", r"x \(not an image\)"),
+        (b"", r"x \(not a PNG, JPEG, WebP or BMP image\)"),
+        (b"garbage", r"x \(not a PNG, JPEG, WebP or BMP image\)"),
         (good[:-60], "x .*truncated"),
         (good[:20], "x "),
     ]:
         with pytest.raises(Broken, match=message):
             decode(encoded, "x", AS_STORED)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PPM", "TGA", "EPS", "ICO"])
+def test_formats_that_are_not_read_are_refused_whatever_their_name(kind: str):
+    """Pillow knows them by their bytes, and has Ghostscript run EPS."""
+    encoded = saved(Image.new("RGB", (16, 16)), kind)
+    with pytest.raises(Broken, match=r"x\.png \(not a PNG, JPEG, WebP or BMP image\)"):
+        decode(encoded, "x.png", AS_STORED)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "WEBP", "BMP"])
+def test_formats_that_are_read(kind: str):
+    image = Image.new("RGB", (16, 16), (9, 9, 9))
+    assert (decode(saved(image, kind), "x", AS_STORED) == 9).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_upright(kind: str, orientation: int):
+    """Against Pillow's own; the size is cut out of what is upright."""
+    pixels = np.kron(RNG.integers(0, 256, (3, 2, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    encoded = saved(Image.fromarray(pixels), kind, exif=exif)
+    with Image.open(io.BytesIO(encoded)) as image:
+        upright = ImageOps.exif_transpose(image)
+    assert np.array_equal(hwc(decode(encoded, "x", AS_STORED)), np.asarray(upright))
+    if kind == "PNG":
+        direct = upright.crop((4, 0, 20, 16) if upright.width == 24 else (0, 4, 16, 20)).resize((8, 8), 3)
+        assert np.array_equal(hwc(decode(encoded, "x", Decoding(size=8))), np.asarray(direct))
+
+
+def test_a_damaged_orientation_does_not_damage_the_image():
+    encoded = saved(Image.new("RGB", (4, 4)), exif=b"Exif\0\0garbage")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert decode(encoded, "x", AS_STORED).shape == (3, 4, 4)
+
+
+def test_refused_images_know_the_shape_they_would_have():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for mode, channels in (("RGBA", 3), ("LA", 1)):
+        with pytest.raises(Refused) as caught:
+            decode(saved(Image.new(mode, (6, 4)), exif=exif), "x", AS_STORED)
+        assert caught.value.shape == (channels, 6, 4)
+
+
+def test_what_is_opaque_everywhere_is_not_transparent():
+    rgb = RNG.integers(0, 256, (5, 4, 3), np.uint8)
+    alpha = np.full((5, 4, 1), 255, np.uint8)
+    assert np.array_equal(hwc(decode(saved(Image.fromarray(np.dstack([rgb, alpha]))), "x", AS_STORED)), rgb)
+    grey = np.dstack([rgb[..., :1], alpha])
+    assert np.array_equal(decode(saved(Image.fromarray(grey, "LA")), "x", AS_STORED)[0], rgb[..., 0])
+    deep = np.dstack([257 * rgb.astype(np.int64), 257 * alpha.astype(np.int64)])
+    assert np.array_equal(hwc(decode(png_16(deep, RGB_ALPHA), "x", DEEP)), rgb)
+    alpha[2, 3] = 254
+    with pytest.raises(Refused, match="transparency"):
+        decode(saved(Image.fromarray(np.dstack([rgb, alpha]))), "x", AS_STORED)
+
+
+def test_large_images_are_decoded_and_too_large_ones_are_not_called_damaged(monkeypatch, tmp_path):
+    """Pillow warns from MAX_IMAGE_PIXELS on (an error in these tests) and raises at twice as many."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    (tmp_path / "set").mkdir()
+    Image.new("L", (12, 12)).save(tmp_path / "set" / "a.png")
+    assert image_folder(tmp_path / "set", cache=tmp_path / "cache").image_shape == (1, 12, 12)
+    Image.new("L", (20, 20)).save(tmp_path / "set" / "b.png")
+    with pytest.raises(ValueError, match=r"b\.png \(sound, but too large: it has over 200 pixels\)"):
+        image_folder(tmp_path / "set", cache=tmp_path / "cache")
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_corrupt_files_are_named_together(root, cache):
         image_folder(root, cache=cache)
     message = str(caught.value)
     assert "half.jpg" in message
-    assert "bad08.png (not an image)" in message
+    assert "bad08.png (not a PNG, JPEG, WebP or BMP image)" in message
     assert "bad09.png" not in message
     assert "and 2 more" in message
     assert kept(cache) == []
@@ -145,3 +145,116 @@ def test_layout_errors(root, tmp_path, cache):
     save(tmp_path / "parts" / "train" / "x.png", np.zeros((4, 4), np.uint8))
     with pytest.raises(ValueError, match="parts of a data set"):
         image_folder(tmp_path / "parts", cache=cache)
+
+
+def test_other_split_names_are_told_from_classes(tmp_path, cache):
+    for number, names in enumerate(
+        [("Training", "Testing"), ("TRAIN", "val", "cat"), ("training", "Test", "dog", "eel")]
+    ):
+        for name in names:
+            save(tmp_path / str(number) / name / "x.png", np.zeros((4, 4), np.uint8))
+        with pytest.raises(ValueError, match=f"{names[0]}.*parts of a data set") as caught:
+            image_folder(tmp_path / str(number), cache=cache)
+        assert "cat" not in str(caught.value)
+    save(tmp_path / "vehicles" / "train" / "x.png", np.zeros((4, 4), np.uint8))
+    save(tmp_path / "vehicles" / "bus" / "x.png", np.zeros((4, 4), np.uint8))
+    assert image_folder(tmp_path / "vehicles", cache=cache).class_names == ("bus", "train")
+
+
+def test_only_regular_files_are_read(root, cache):
+    """A pipe would be waited for."""
+    os.mkfifo(root / "cat" / "0.png")
+    os.mkfifo(root / "cat" / "deep" / "0.png")
+    assert len(image_folder(root, cache=cache)) == 5
+
+
+def test_links_to_folders_are_followed_at_every_depth_and_loops_end(root, tmp_path, cache):
+    save(tmp_path / "elsewhere" / "more.png", np.zeros((10, 12, 3), np.uint8))
+    os.symlink(tmp_path / "elsewhere", root / "eel")
+    os.symlink(tmp_path / "elsewhere", root / "cat" / "deep" / "linked")
+    os.symlink(root, root / "cat" / "deep" / "loop")
+    os.symlink(root / "cat", root / "cat" / "self")
+    data = image_folder(root, cache=cache)
+    assert data.class_names == ("cat", "dog", "eel")
+    assert data.labels is not None
+    assert data.labels.tolist() == [0, 0, 0, 1, 1, 1, 2]
+
+
+def test_links_to_nothing_are_never_silent(root, cache):
+    os.symlink(root / "absent", root / "eel")
+    with pytest.raises(ValueError, match="eel is a link to nothing"):
+        image_folder(root, cache=cache)
+    (root / "eel").unlink()
+    flat = root / "dog"
+    os.symlink(root / "absent.png", flat / "9.png")
+    with pytest.raises(ValueError, match=r"1 of the images .*9\.png \(No such file"):
+        image_folder(flat, cache=cache)
+
+
+def test_what_a_mac_packs_is_skipped(root, cache):
+    save(root / "__MACOSX" / "x.png", np.zeros((4, 4), np.uint8))
+    save(root / "cat" / "__MACOSX" / "x.png", np.zeros((4, 4), np.uint8))
+    data = image_folder(root, cache=cache)
+    assert (len(data), data.class_names) == (5, ("cat", "dog"))
+
+
+def test_images_of_other_formats_are_left_out_aloud(root, cache, capfd):
+    image_folder(root, cache=cache)
+    assert capfd.readouterr().err == ""
+    for name in ("dog/a.gif", "dog/b.TIF", "cat/c.tif"):
+        Image.new("RGB", (12, 10)).save(root / name)
+    assert len(image_folder(root, cache=cache)) == 5
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert "3 files that look like images were left out (.gif, .tif): convert them" in said
+    for file in (root / "dog").glob("[!ab.]*"):
+        file.unlink()
+    with pytest.raises(ValueError, match=r"holds no images .*; 2 files .*\(\.gif, \.tif\): convert") as caught:
+        image_folder(root / "dog", cache=cache)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_options_that_a_set_needs_are_named_at_once(tmp_path, cache):
+    root = tmp_path / "set"
+    save(root / "a.png", np.zeros((10, 12, 3), np.uint8))
+    for n in (1, 2):
+        Image.new("RGBA", (12, 10)).save(root / f"b{n}.png")
+        Image.new("CMYK", (12, 10)).save(root / f"c{n}.jpg")
+        Image.fromarray(np.zeros((10, 12), np.uint16)).save(root / f"d{n}.png")
+        save(root / f"e{n}.png", np.zeros((5, 5), np.uint8))
+    with pytest.raises(ValueError, match="converts all images") as caught:
+        image_folder(root, cache=cache)
+    said = str(caught.value)
+    for part in (
+        "b1.png has transparency",
+        "c1.jpg has CMYK",
+        "d1.png has 16 bits",
+        "e1.png is 5x5 grey, but",
+        "a.png is",
+    ):
+        assert part in said
+    assert not any(f"{kind}2." in said for kind in "bcde")
+    for option in ("--data.background white", "--data.channels 3", "--data.scale-16-bit", "--data.size 64"):
+        assert said.count(option) == 1
+    decoding = Decoding(size=4, channels=3, background="white", scale_16_bit=True)
+    assert image_folder(root, decoding=decoding, cache=cache).image_shape == (3, 4, 4)
+    (root / "z.png").write_bytes(b"garbage")
+    with pytest.raises(ValueError, match=r"1 of the images .*z\.png") as caught:
+        image_folder(root, cache=cache)
+    assert "--data" not in str(caught.value)
+
+
+def test_refused_images_count_when_sizes_differ(tmp_path, cache):
+    Image.new("RGBA", (8, 8)).save(tmp_path / "a.png")
+    Image.new("RGBA", (4, 6)).save(tmp_path / "b.png")
+    with pytest.raises(
+        ValueError, match=r"a\.png has transparency; .*b\.png is 4x6 RGB.*background white --data\.size"
+    ):
+        image_folder(tmp_path, cache=cache)
+
+
+def test_names_that_break_lines_are_quoted(root, cache):
+    (root / "dog" / "a\nb.png").write_bytes(b"garbage")
+    with pytest.raises(ValueError, match=r"dog/a\\nb\.png' \(not") as caught:
+        image_folder(root, cache=cache)
+    assert "\n" not in str(caught.value)

@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from genflow.data import Decoding, ImageData, load_images
 from genflow.pixels import quantize, to_unit
@@ -109,7 +110,11 @@ def test_npz_refusals(tmp_path):
         ({"images": images.astype(np.float32)}, "must be uint8"),
         ({"images": np.zeros((2, 3, 3, 3), np.uint8)}, "either second or last"),
         ({"images": images, "labels": np.zeros(2)}, "'labels' must be integers"),
-        ({"images": images, "labels": np.array([0, -1])}, "label -1 of image 1"),
+        ({"images": images, "labels": np.array([0, -1])}, "x.npz holds the label -1: labels count from 0"),
+        ({"images": images, "labels": np.array([0, 2**31 + 5])}, "no image of class 1: number the classes"),
+        ({"images": images, "labels": np.array([0, 2])}, "x.npz holds labels up to 2, but no image of class 1"),
+        ({"images": images, "labels": np.array([0])}, "x.npz: there are 2 images, but 1 labels"),
+        ({"images": np.zeros((2, 0, 0, 3), np.uint8)}, r"x.npz: 'images' \(2, 0, 0, 3\) holds no pixels"),
         ({"images": np.array([None, {}], dtype=object)}, "cannot read images"),
     ]:
         np.savez(path, **arrays)
@@ -120,12 +125,31 @@ def test_npz_refusals(tmp_path):
         load_images(path)
 
 
-def test_unknown_sources_say_what_would_do(tmp_path):
+def test_unknown_sources_say_what_would_do(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"mnist5.*did you mean 'mnist5k'.*folder.*npz"):
         load_images("mnist5")
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ValueError, match=r"neither \.zip nor \.npz"):
         load_images(tmp_path / "notes.txt")
+    Image.new("L", (4, 4)).save(tmp_path / "one.png")
+    with pytest.raises(ValueError, match=r"one\.png is one image: give the folder"):
+        load_images(tmp_path / "one.png")
+    (tmp_path / "x.parquet").touch()
+    with pytest.raises(ValueError, match=rf"give hf:{tmp_path}/x\.parquet"):
+        load_images(tmp_path / "x.parquet")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"give hf:\./x\.parquet"):
+        load_images("x.parquet")
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "state.json").touch()
+    with pytest.raises(ValueError, match=r"save_to_disk wrote: give hf:\./saved"):
+        load_images("saved")
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "x.parquet").touch()
+    with pytest.raises(ValueError, match=r"tables holds no images .* give hf:\./tables"):
+        load_images("tables")
+    with pytest.raises(ValueError, match="cannot find '~nosuchuser/x'"):
+        load_images("~nosuchuser/x")
     with pytest.raises(ValueError, match="no held-out split"):
         load_images(tmp_path, "test")
     with pytest.raises(ValueError, match="'valid' is not one of"):

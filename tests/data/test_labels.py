@@ -33,6 +33,11 @@ def test_names_are_numbered_in_alphabetical_order():
     assert match_labels(text, "x.csv", FILES) == ((2, 1, 0), ("7", "cat, grey", "dog"))
 
 
+def test_spaces_around_labels_do_not_count():
+    text = "file, label\n00000/a.png, 1\n00000/b.png,0 \n00001/c.png,\t1\n"
+    assert match_labels(text, "x.csv", FILES) == ((1, 0, 1), ("0", "1"))
+
+
 FULL = [[file, 0] for file in FILES]
 
 
@@ -61,6 +66,17 @@ FULL = [[file, 0] for file in FILES]
         ("d.csv", "file,label\n00000/a.png\n", "line 2 must be a file and its label, got '00000/a.png'"),
         ("d.csv", "file,label\n00000/a.png,\n", "line 2 must be a file and its label"),
         ("d.csv", 'file,label\n"00000/a.png,1\n', "d.csv is not CSV"),
+        ("d.csv", "file,label\n00000/a.png, \n", "line 2 must be a file and its label"),
+        (
+            "d.csv",
+            "file,label\n00000/a.png,cat\n00000/b.png,1.5\n",
+            "d.csv: line 3 has the label '1.5', but labels are",
+        ),
+        ("d.csv", "file,label\n00000/a.png,1e3\n", "line 2 has the label '1e3'"),
+        ("d.csv", "file,label\n00000/a.png,nan\n", "line 2 has the label 'nan'"),
+        ("d.csv", f"file,label\n00000/a.png,{'9' * 5000}\n", "d.csv holds a label of 5000 digits"),
+        ("d.json", '{"labels": [["00000/a.png", ' + "9" * 5000 + "]]}", "d.json is not JSON"),
+        ("d.csv", 'file,label\n"a\nb.png",1\n', r"labels 'a\\nb.png', but there is no such image"),
         ("d.csv", "file,label\n00000/a.png,-2\n00000/b.png,0\n00001/c.png,0\n", "holds the label -2"),
     ],
 )

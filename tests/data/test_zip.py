@@ -108,7 +108,7 @@ def test_bad_members_are_named_together(tmp_path, load):
         load(path)
     message = str(caught.value)
     assert "a.zip/00001/img00000002.png (Bad CRC-32" in message
-    assert "a.zip/00002/bad.png (not an image)" in message
+    assert "a.zip/00002/bad.png (not a PNG, JPEG, WebP or BMP image)" in message
     assert "a.zip/00002/cut.png" in message
 
 
@@ -146,3 +146,61 @@ def test_an_encrypted_zip_is_refused(tmp_path, load):
     flip(path, path.read_bytes().index(b"PK\1\2") + 8, 1)
     with pytest.raises(ValueError, match=r"holds x\.png encrypted"):
         load(path)
+
+
+def test_a_zip_of_one_folder_is_read_as_that_folder(tmp_path, load):
+    flat = {f"photos/{n}.png": content for n, content in enumerate(IMAGES.values())}
+    data = load(pack(tmp_path / "flat.zip", {**flat, "readme.txt": b""}))
+    assert same(data)
+    assert data.labels is None
+    table = tmp_path / "t.csv"
+    table.write_text("file,label\n" + "".join(f"{n}.png,{n % 2}\n" for n in range(4)))
+    assert load(tmp_path / "flat.zip", labels=str(table)).class_names == ("0", "1")
+    with pytest.raises(
+        ValueError, match=r"mixed\.zip holds images directly inside \(0\.png\) and in sub-folders \(x\)"
+    ):
+        load(pack(tmp_path / "mixed.zip", {**flat, "photos/x/9.png": png(PIXELS[0])}))
+    one = {name.replace("photos/", "photos/cat/"): content for name, content in flat.items()}
+    assert load(pack(tmp_path / "one.zip", one)).class_names == ("cat",)
+
+
+def test_names_of_careless_packers(tmp_path, load):
+    """UTF-8 without its flag, as many Unix packers write it, and the backslashes of old Windows ones."""
+    path = pack(tmp_path / "a.zip", {"Katze?/1.png": png(PIXELS[0]), "?h/2.png": png(PIXELS[1])})
+    content = path.read_bytes()
+    content = content.replace(b"Katze?/", "Katzé/".encode()).replace(b"?h/2.", "é/2.".encode())
+    path.write_bytes(content)
+    assert load(path).class_names == ("Katzé", "é")
+    path = pack(tmp_path / "b.zip", {"cat|1.png": png(PIXELS[0]), "dog|2.png": png(PIXELS[1])})
+    path.write_bytes(path.read_bytes().replace(b"cat|", b"cat\\").replace(b"dog|", b"dog\\"))
+    assert load(path).class_names == ("cat", "dog")
+    path = pack(tmp_path / "c.zip", {"Str?/1.png": png(PIXELS[0])})
+    path.write_bytes(path.read_bytes().replace(b"Str?", b"Str\x84"))  # cp437, and not UTF-8
+    assert load(pack(tmp_path / "d.zip", {"x/y.png": png(PIXELS[0])})).labels is None
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist() == ["Strä/1.png"]
+    assert len(load(path)) == 1
+
+
+@pytest.mark.parametrize("when", ["opening", "opening, but known", "decoding"])
+def test_a_zip_that_is_replaced_meanwhile_is_refused_and_not_kept(tmp_path, load, monkeypatch, when: str):
+    """By a rename, as atomic writers do; the old zip may stay open."""
+    path = pack(tmp_path / "a.zip", IMAGES)
+    other = pack(tmp_path / "b.zip", {name: png(255 - pixels) for name, pixels in zip(IMAGES, PIXELS, strict=True)})
+    if when == "opening, but known":
+        load(path)
+    module = "genflow.data.zip"
+    name = "list_images" if when == "decoding" else "digest_file"
+    original = getattr(__import__(module, fromlist=[name]), name)
+
+    def late(*arguments):
+        found = original(*arguments)
+        other.replace(path)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{module}.{name}", late)
+        with pytest.raises(ValueError, match=r"a\.zip changed while it was read"):
+            load(path)
+    assert len(list((tmp_path / "cache").glob("images/*/decoded"))) == ("known" in when)
+    assert np.array_equal(load(path).images.transpose(0, 2, 3, 1), 255 - PIXELS)
