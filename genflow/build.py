@@ -1,6 +1,6 @@
 """The composition root: from a configuration to objects, one explicit ``match`` per family."""
 
-# pyright: strict, reportUnknownMemberType=false
+# pyright: strict, reportUnknownMemberType=false, reportMissingTypeStubs=false
 # (torch and diffusers leave some of their functions unannotated)
 
 from __future__ import annotations

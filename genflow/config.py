@@ -25,7 +25,7 @@ class DataConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     path: str = "digits"
-    """digits, mnist5k or shapes (embedded); a folder or zip of images; an .npz file; hf:NAME on the hub, hf:./PATH on disk."""
+    """digits, mnist5k or shapes (embedded); a folder or zip of images; an .npz file; hf:NAME or hf:./PATH."""
     labels: str = ""
     """File that labels a folder's or zip's images: EDM's dataset.json or a CSV of file,label; "" looks in the data."""
     size: Annotated[int, Field(ge=0)] = 0
