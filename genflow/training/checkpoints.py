@@ -23,7 +23,8 @@ from genflow.training.shards import load_whole, shard_like, whole
 class Progress:
     """What of a run is not a tensor.
 
-    Steps done, bad steps so far and in a row, the best distance, the loss scaler, the fingerprint of the images.
+    Steps done, bad steps so far and in a row, the best distance, the loss scaler, the fingerprint of the images, and
+    whether the picture and the distance that may be due at this step are still owed.
     """
 
     step: int = 0
@@ -32,6 +33,7 @@ class Progress:
     best: float | None = None
     scaler: dict[str, Any] | None = None
     images: str = ""
+    owed: bool = False
 
 
 _PROGRESS = TypeAdapter(Progress)

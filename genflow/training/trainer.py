@@ -136,6 +136,8 @@ class Trainer:
             disable=not self.accelerator.is_main_process,
         )
         with bar:
+            if progress.owed:
+                best = self._look(progress.step, best)
             started = time.perf_counter(), progress.step
             for step in range(progress.step, total):
                 self._step(step)
@@ -147,20 +149,25 @@ class Trainer:
                     started = time.perf_counter(), done
                 stop = interruption.agreed() and done < total
                 pause = time.perf_counter()  # pictures, distances and checkpoints are not training
-                if stop:
-                    self._save(done, best)
+                if stop:  # there may be little time: what is to be looked at here is looked at on resuming
+                    self._save(done, best, owed=True)
                     self.accelerator.print(f"{self.folder}: stopped at step {done} and saved; the same command goes on")
                     raise Terminated
-                if self._due(done, self.config.train.preview_every):
-                    self._draw(done)
-                if self._due(done, self.config.train.evaluate_every):
-                    best = self._judge(done, best)
+                best = self._look(done, best)
                 if self._due(done, self.config.train.checkpoint_every):
                     self._save(done, best)
                 started = started[0] + time.perf_counter() - pause, started[1]
 
     def _due(self, done: int, every: int) -> bool:
         return every > 0 and (done % every == 0 or done == self.config.train.steps)
+
+    def _look(self, done: int, best: float | None) -> float | None:
+        """Draw and measure what is due, and return the best distance so far."""
+        if self._due(done, self.config.train.preview_every):
+            self._draw(done)
+        if self._due(done, self.config.train.evaluate_every):
+            best = self._judge(done, best)
+        return best
 
     def _begin(self) -> Progress:
         """Restore what there is, and write down what will be done."""
@@ -262,7 +269,7 @@ class Trainer:
                 " with --train.mixed-precision no"
             )
 
-    def _save(self, done: int, best: float | None) -> None:
+    def _save(self, done: int, best: float | None, *, owed: bool = False) -> None:
         """Write the folder of the averaged model and a checkpoint, unless they have been."""
         if done == self._saved:
             return
@@ -270,7 +277,13 @@ class Trainer:
         bad_total, bad_in_a_row = self.meter.counts()
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
         progress = Progress(
-            step=done, best=best, scaler=scaler, bad_total=bad_total, bad_in_a_row=bad_in_a_row, images=self.images
+            step=done,
+            best=best,
+            scaler=scaler,
+            bad_total=bad_total,
+            bad_in_a_row=bad_in_a_row,
+            images=self.images,
+            owed=owed,
         )
         main = self.accelerator.is_main_process
         try:

@@ -232,6 +232,27 @@ def test_signals_that_come_twice_stop_a_run_once(processes, tmp_path) -> None:
     assert len(list((config.folder / "checkpoints").glob("step-*"))) == 1
 
 
+def test_what_is_due_at_the_step_of_a_stop_is_not_lost(tmp_path) -> None:
+    config = make_config(tmp_path, steps=9, batch_size=6, preview_every=1, evaluate_every=1, checkpoint_every=100)
+    scores = [5.0, 4.0, 3.0, 2.0, 1.0, 2.5, 3.5, 4.5, 5.5]  # the best is that of the step at which it is told to stop
+
+    def run(trainer: Trainer, done: int) -> None:
+        left = iter(scores[done:])
+        trainer.evaluate = lambda denoiser: next(left)
+        trainer.preview = lambda denoiser: torch.zeros(1, 8, 8, dtype=torch.uint8)
+        trainer.fit()
+
+    assert together(lambda: run(told_to_stop(config, 4, 0), 0) and None, 1) == [143]
+    assert not (config.folder / "previews" / "step-00000005.png").exists()
+    trainer = make_trainer(config)
+    run(trainer, 4)
+    assert len(list((config.folder / "previews").iterdir())) == 9
+    lines = [json.loads(line) for line in (config.folder / "log.jsonl").read_text().splitlines()]
+    assert [line["frechet_train"] for line in lines if "frechet_train" in line] == scores
+    best = Denoiser.from_pretrained(config.folder / "best").state_dict()
+    assert any(not torch.equal(v, best[k]) for k, v in trainer.ema.denoiser.state_dict().items())
+
+
 def test_long_steps_stop_at_once_before_a_launcher_loses_patience(tmp_path) -> None:
     config = make_config(tmp_path, steps=50, batch_size=6, checkpoint_every=100)
     assert together(lambda: told_to_stop(config, 5, 1, pause=0.6).fit() and None, 2) == [143, 143]
