@@ -254,8 +254,8 @@ def _check_arguments(denoiser: Denoiser, source: Denoiser) -> None:
     other = [name for name in given if name in wanted and name not in free and given[name] != wanted[name]]
     if other:
         raise ValueError(
-            f"the model to start from has another network: its {' and '.join(other)} differ, such as {other[0]}"
-            f" {given[other[0]]} (here {wanted[other[0]]}); give [backbone] the values that its config.json lists"
+            f"the model to start from has another network: {other[0]} is"
+            f" {given[other[0]]} there and {wanted[other[0]]} here; give [backbone] what its config.json lists"
         )
 
 

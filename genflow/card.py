@@ -375,6 +375,8 @@ def _limits(
 
 
 def _limits_of_run(denoiser: Denoiser, config: Config) -> Iterator[str]:
+    if config.init:
+        yield f"It started from the weights of `{config.init}`; if those are others', their terms apply to it too."
     if config.data.flip:
         yield "It has seen half of its images mirrored, so left and right mean nothing in what it draws."
     if config.data.augment:

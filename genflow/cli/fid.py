@@ -113,9 +113,10 @@ def fid(arguments: Sequence[str], *, prog: str = "genflow fid") -> None:
 def _reading(options: FidArguments) -> Decoding:
     """Return how files are read: as asked for, else as the run of the model read its images."""
     given: ReadingArguments | DataConfig = options.data
-    places = [folder / "config.toml" for folder in (Path(options.samples), Path(options.samples).parent)]
-    run = next((place for place in places if place.is_file()), None)
-    if given == ReadingArguments() and options.reference not in EMBEDDED and run is not None:
+    samples = Path(options.samples)
+    run = (samples.parent if samples.name in ("model", "best") else samples) / "config.toml"
+    measured = is_model(options.samples) or is_model(str(samples / "model"))
+    if given == ReadingArguments() and options.reference not in EMBEDDED and measured and run.is_file():
         given = load_config(run).data
     return Decoding(given.size or None, given.channels, given.background, given.scale_16_bit)
 

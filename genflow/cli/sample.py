@@ -158,8 +158,8 @@ def _check_folder(folder: Path, seeds: range, made: dict[str, object]) -> None:
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        other = [key for key in made if before.get(key) != made[key]]
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): give another --out folder") from None
+        other = [key for key in made if before[key] != made[key]]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is damaged: give another --out folder") from None
     if other:
         raise ValueError(f"{folder} holds samples made with other {' and '.join(other)}: give another --out folder")

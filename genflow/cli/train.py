@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from genflow.config import Config
 from genflow.config_files import find_recipe, load_config, override, recipes
+from genflow.processes import end_with_launcher
 
 
 def train(arguments: Sequence[str], *, prog: str = "genflow train") -> Path:
     """Train what a recipe and its overrides describe, and return the folder of the model."""
+    end_with_launcher(signal.SIGTERM)  # before anything that takes long, or an early end would go unheard
     config = read(arguments, prog=prog)
     from accelerate import PartialState  # torch and its friends load only once the options are known to be right
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -23,13 +24,11 @@ from genflow.training.shards import load_whole, shard_like, whole
 class Progress:
     """What of a run is not a tensor.
 
-    Steps done, bad steps so far and in a row, the best distance, the loss scaler, the fingerprint of the images, and
-    whether the picture and the distance that may be due at this step are still owed.
+    Steps done, the best distance, the loss scaler, the fingerprint of the images, and whether the picture and the
+    distance that may be due at this step are still owed.
     """
 
     step: int = 0
-    bad_total: int = 0
-    bad_in_a_row: int = 0
     best: float | None = None
     scaler: dict[str, Any] | None = None
     images: str = ""
@@ -56,7 +55,14 @@ class Checkpoints:
         return sorted(int(match[1]) for match in found if match)
 
     def save(
-        self, progress: Progress, objective: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, *, write: bool
+        self,
+        progress: Progress,
+        objective: nn.Module,
+        ema: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        meter: dict[str, Tensor],
+        *,
+        write: bool,
     ) -> None:
         """Write a checkpoint, then ``prune``.
 
@@ -64,6 +70,7 @@ class Checkpoints:
         """
         held = {f"objective.{k}": v for k, v in objective.state_dict().items()}
         held |= {f"ema.{k}": v for k, v in ema.state_dict().items()}
+        held |= {f"meter.{k}": v for k, v in meter.items()}
         for number, state in optimizer.state_dict()["state"].items():
             held |= {f"optimizer.{number}.{k}": v for k, v in state.items()}
         tensors: dict[str, Tensor] = {}
@@ -83,17 +90,20 @@ class Checkpoints:
         for step in self.steps()[: -self.keep]:
             shutil.rmtree(self._path(step))
 
-    def restore(self, objective: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-        """Load the newest checkpoint into these modules, or return the start of a run if there is none.
+    def restore(
+        self, objective: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[Progress, dict[str, Tensor]]:
+        """Load the newest checkpoint into these modules, and return what else it holds: progress and the meter.
 
+        Without a checkpoint that is the start of a run, and nothing of a meter.
         Raises ``ValueError`` if the checkpoint is of another model, or damaged.
         """
         if not self.steps():
-            return Progress()
+            return Progress(), {}
         path = self._path(self.steps()[-1])
         try:
             tensors = load_file(path / "state.safetensors")
-            progress = _PROGRESS.validate_json((path / "progress.json").read_bytes(), strict=True)
+            progress = _read_progress(path / "progress.json")
             _check_whole(progress, self.steps()[-1], tensors)
         except (OSError, ValueError, SafetensorError) as error:
             said = " ".join(str(error).split())[:200]
@@ -105,17 +115,30 @@ class Checkpoints:
             said = " ".join(str(error).split())[:300]
             raise ValueError(f"{path} is a checkpoint of another model; give the run another --name ({said})") from None
         _restore_optimizer(optimizer, _part(tensors, "optimizer."))
-        return progress
+        return progress, _part(tensors, "meter.")
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
+
+
+def _read_progress(path: Path) -> Progress:
+    """Read what ``save`` wrote, all of it; ``ValueError`` for anything else."""
+    text = path.read_text(encoding="utf-8")
+    try:
+        progress = _PROGRESS.validate_json(text, strict=True)
+        lacking = {field.name for field in fields(Progress)} - json.loads(text).keys()
+    except ValidationError as error:
+        raise ValueError(f"its {path.name} is not what was written: {error.errors()[0]['msg']}") from None
+    if lacking or (progress.best is not None and not math.isfinite(progress.best)):
+        raise ValueError(f"its {path.name} is not what was written")
+    return progress
 
 
 def _check_whole(progress: Progress, step: int, tensors: dict[str, Tensor]) -> None:
     """Raise ``ValueError`` for a checkpoint that is of another step, or lacks a part."""
     if progress.step != step:
         raise ValueError(f"its progress.json is of step {progress.step}")
-    lacking = {"objective", "ema", "optimizer"} - {name.split(".")[0] for name in tensors}
+    lacking = {"objective", "ema", "optimizer", "meter"} - {name.split(".")[0] for name in tensors}
     if lacking:
         raise ValueError(f"it lacks all tensors of {' and '.join(sorted(lacking))}")
 

@@ -12,8 +12,6 @@ from typing import Any, Self
 import torch
 from torch import distributed
 
-from genflow.processes import end_with_launcher
-
 LAG = 2  # steps by which the host may run ahead of the slowest process before it waits for news of it
 LONG = 0.5  # seconds from which a step is long: launchers kill half a minute after SIGTERM, and waiting costs nothing
 
@@ -45,7 +43,6 @@ class Interruption:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # others may not set handlers
             self._before = signal.signal(signal.SIGTERM, self._note)
-            end_with_launcher(signal.SIGTERM)
         return self
 
     def __exit__(

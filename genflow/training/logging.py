@@ -29,14 +29,15 @@ class Meter:
         self._norm = torch.zeros(2, device=device)  # gradient norms; steps that were taken
         self._bad = torch.zeros(3, device=device)  # bad steps since the start; in a row now; longest row since reading
 
-    def restore(self, bad_total: int, bad_in_a_row: int) -> None:
-        """Take up the counts of an earlier part of the run."""
-        self._bad.copy_(torch.tensor([bad_total, bad_in_a_row, 0]))
+    def state(self) -> dict[str, Tensor]:
+        """Return what a resumed run needs to write the line that this one would have; all processes call this."""
+        return {"sums": self._reduce(self._sums), "norm": self._norm, "bad": self._bad}
 
-    def counts(self) -> tuple[int, int]:
-        """Return the bad steps since the start and in a row up to now."""
-        total, row, _ = self._bad.tolist()
-        return int(total), int(row)
+    def load(self, state: dict[str, Tensor], *, main: bool) -> None:
+        """Take up an earlier part of the run; the sums of all processes go to the main one."""
+        self._sums.copy_(state["sums"] * main)
+        self._norm.copy_(state["norm"])
+        self._bad.copy_(state["bad"])
 
     def add_losses(self, losses: Tensor, u: Tensor) -> None:
         """Take in one loss per image (B,) and the images' ranks in the law of times (B,)."""
@@ -82,14 +83,19 @@ class JsonLog:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def rewind(self, step: int) -> None:
-        """Drop what was written after ``step``, which a resumed run writes again, and half a line, if one is there."""
+    def rewind(self, step: int, *, owed: bool = False) -> None:
+        """Drop what a resumed run writes again, and half a line, if one is there.
+
+        That is what was written after ``step``, and, if the distance at ``step`` is owed, that distance.
+        """
         if not self.path.exists():
             return
         kept: list[str] = []
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                if json.loads(line)["step"] <= step:
+                record = json.loads(line)
+                again = record["step"] > step or (owed and record["step"] == step and "frechet_train" in record)
+                if not again:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):  # half a line, or somebody's
                 continue

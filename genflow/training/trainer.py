@@ -176,7 +176,7 @@ class Trainer:
             self.checkpoints.prune()
         self.accelerator.wait_for_everyone()
         agree("the configuration", to_flat(self.config), self.accelerator)
-        progress = self.checkpoints.restore(self.objective, self.ema.denoiser, self.optimizer)
+        progress, meter = self.checkpoints.restore(self.objective, self.ema.denoiser, self.optimizer)
         agree("the step to go on from", {"it": progress.step}, self.accelerator)
         if progress.step > self.config.train.steps:
             raise ValueError(f"{self.folder} is at step {progress.step}, beyond train.steps {self.config.train.steps}")
@@ -189,11 +189,12 @@ class Trainer:
         self._saved = progress.step
         if progress.scaler is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(progress.scaler)
-        self.meter.restore(progress.bad_total, progress.bad_in_a_row)
+        if meter:
+            self.meter.load(meter, main=self.accelerator.is_main_process)
         if self.config.train.tracker:
             self.accelerator.init_trackers(self.config.name, config=to_flat(self.config))
         if self.accelerator.is_main_process:
-            self.log.rewind(progress.step)
+            self.log.rewind(progress.step, owed=progress.owed)
             write_text(self.folder / "config.toml", _provenance() + to_toml(self.config))
         if progress.step:
             self.accelerator.print(f"{self.folder}: going on from step {progress.step}")
@@ -274,14 +275,11 @@ class Trainer:
         if done == self._saved:
             return
         self.ema.gather()
-        bad_total, bad_in_a_row = self.meter.counts()
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
         progress = Progress(
             step=done,
             best=best,
             scaler=scaler,
-            bad_total=bad_total,
-            bad_in_a_row=bad_in_a_row,
             images=self.images,
             owed=owed,
         )
@@ -289,7 +287,8 @@ class Trainer:
         try:
             if main:
                 self.export(self.ema.denoiser, self.folder / "model")
-            self.checkpoints.save(progress, self.objective, self.ema.denoiser, self.optimizer, write=main)
+            meter = self.meter.state()
+            self.checkpoints.save(progress, self.objective, self.ema.denoiser, self.optimizer, meter, write=main)
         except (OSError, SafetensorError) as error:
             raise OSError(
                 f"cannot save step {done} of {self.folder} ({' '.join(str(error).split())}); what was saved before is"

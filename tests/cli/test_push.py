@@ -672,3 +672,14 @@ def test_what_the_hub_does_not_take_is_said_in_one_line(error, said, run, hub, c
 def test_the_real_client_says_that_it_is_offline(run, monkeypatch, capsys) -> None:
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "a token")
     assert "cannot reach the hub" in refused(capsys, run)
+
+
+def test_a_run_that_started_from_other_weights_says_that_their_terms_apply(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = ["train", "tiny-edm", "--backbone.width", "16", "--train.batch-size", "8", "--train.steps", "1"]
+    assert main([*tiny, "--name", "first"]) == 0
+    assert main([*tiny, "--name", "second", "--init", "runs/first/model"]) == 0
+    for name, told in (("first", False), ("second", True)):
+        assert main(["push", f"runs/{name}", "--repo", "me/it", "--dry-run", "--out", f"card-{name}"]) == 0
+        card = (tmp_path / f"card-{name}" / "README.md").read_text(encoding="utf-8")
+        assert ("their terms apply to it too" in card) == told

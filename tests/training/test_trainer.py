@@ -151,8 +151,9 @@ def test_a_full_disk_leaves_what_was_saved_and_is_said_in_one_line(tmp_path) -> 
     ("file", "garbage", "said"),
     [
         ("progress.json", b'{"step": "7"}', "is damaged"),
-        ("progress.json", b'{"step": 7}', "is damaged .*its progress.json is of step 7"),
+        ("progress.json", 7, "is damaged .*its progress.json is of step 7"),
         ("progress.json", b"\xff", "is damaged"),
+        ("progress.json", b'{"step": 8}', "is damaged .*its progress.json is not what was written"),
         ("state.safetensors", None, "is damaged .*it lacks all tensors of optimizer"),
         ("state.safetensors", b"", "is damaged"),
     ],
@@ -161,7 +162,9 @@ def test_garbled_checkpoints_are_refused_by_name(file, garbage, said, tmp_path) 
     config = make_config(tmp_path)
     make_trainer(config).fit()
     path = config.folder / "checkpoints" / "step-00000008" / file
-    if garbage is None:
+    if garbage == 7:
+        path.write_text(path.read_text().replace('"step": 8', '"step": 7'))
+    elif garbage is None:
         save_file({k: v for k, v in load_file(path).items() if not k.startswith("optimizer")}, path)
     else:
         path.write_bytes(garbage)
@@ -169,6 +172,20 @@ def test_garbled_checkpoints_are_refused_by_name(file, garbage, said, tmp_path) 
         make_trainer(with_train(config, steps=10)).fit()
     shutil.rmtree(path.parent)
     make_trainer(with_train(config, steps=10)).fit()
+
+
+def test_a_line_of_the_log_survives_a_stop_between_two_lines(tmp_path) -> None:
+    """Its means are over all steps since the last line, those before the stop too."""
+    made = []
+    for name in ("whole", "cut"):
+        config = make_config(tmp_path / name, steps=9, log_every=4, checkpoint_every=3)
+        if name == "cut":
+            with pytest.raises(Stopped):
+                make_trainer(config, loader=stopping(make_loader(config), 7)).fit()
+        make_trainer(config).fit()
+        made.append([{k: v for k, v in line.items() if k != "images_per_second"} for line in records(config)])
+    assert made[0] == made[1]
+    assert [line["step"] for line in made[0]] == [4, 8, 9]
 
 
 def test_a_garbled_log_and_foreign_folders_do_not_matter(tmp_path) -> None:
@@ -586,7 +603,7 @@ def test_starting_from_a_network_of_the_same_shapes_that_computes_something_else
         tmp_path / "source"
     )
     other = replace(config, backbone=replace(UNET, **{argument: here}), init=str(tmp_path / "source"))
-    with pytest.raises(ValueError, match=rf"its {argument} differ, such as {argument} "):
+    with pytest.raises(ValueError, match=rf"has another network: {argument} is .* there and .* here"):
         build_denoiser(other, (1, 8, 8), 3)
     same = replace(other, backbone=replace(UNET, **{argument: there, "dropout": 0.5}))
     build_denoiser(same, (1, 8, 8), 5)
