@@ -34,7 +34,7 @@ def check_launch(joined: int) -> None:
 
 
 def _reduced_by_accelerate() -> bool:
-    """Tell whether accelerate launch was asked for several processes and started one (accelerate's issue 2741).
+    """Tell whether accelerate launch was asked for several processes and started one.
 
     It then leaves an address to meet at, and nobody to meet.
     """
