@@ -240,7 +240,7 @@ def test_the_committed_table_is_that_of_the_committed_rows(gpu) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "billion"), [("DiT-B/2 32x32x4", 23.01), ("DiT-B/4 32x32x4", 5.56)])
 def test_the_networks_have_the_published_costs(gpu, measuring, name: str, billion: float) -> None:
-    """Multiply-adds of one forward pass: Scalable Diffusion Models with Transformers (arXiv 2212.09748), Table 4."""
+    """Multiply-adds of one forward pass, as the paper of DiT gives them (arXiv 2212.09748; figures unconfirmed)."""
     network = next(n for n in gpu.full().networks if n.name == name)
     assert measuring.flops_per_image(network, 1) / 6 / 1e9 == pytest.approx(billion, rel=0.01)
 
