@@ -38,7 +38,7 @@ from genflow.data.loader import ImageLoader
 from genflow.denoiser import Denoiser
 from genflow.evaluation.features import load_features
 from genflow.evaluation.metrics import frechet_distance
-from genflow.evaluation.protocol import stats_of
+from genflow.evaluation.measurement import stats_of
 from genflow.evaluation.statistics import FeatureStats
 from genflow.files import replace_files
 from genflow.nn.dit import DiT

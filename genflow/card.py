@@ -21,7 +21,7 @@ from genflow.config_files import to_toml
 from genflow.data.images import EMBEDDED
 from genflow.data.shapes import TRAIN_COUNT
 from genflow.denoiser import Denoiser
-from genflow.evaluation.protocol import figure_label
+from genflow.evaluation.measurement import figure_label
 from genflow.sampling.generate import network_calls
 
 TASK = "unconditional-image-generation"  # the hub's only task from noise to images, with classes or without

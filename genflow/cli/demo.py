@@ -18,7 +18,7 @@ from genflow.config_files import find_recipe, load_config, override, parse_argum
 from genflow.data.images import ImageData, load_images
 from genflow.denoiser import Denoiser
 from genflow.evaluation.features import load_features
-from genflow.evaluation.protocol import RANGES, Measurement, from_model, measure
+from genflow.evaluation.measurement import RANGES, Measurement, from_model, measure
 from genflow.files import write_text
 from genflow.pictures import grid, write_image
 from genflow.sampling.generate import generate, network_calls

@@ -20,7 +20,7 @@ from genflow.data.images import EMBEDDED, ImageData, load_images
 from genflow.denoiser import Denoiser
 from genflow.evaluation.features import FeatureNetwork, load_features
 from genflow.evaluation.metrics import frechet_distance
-from genflow.evaluation.protocol import Measurement, figure_label, from_model, measure, stats_of
+from genflow.evaluation.measurement import Measurement, figure_label, from_model, measure, stats_of
 from genflow.files import write_text
 from genflow.sampling.generate import choose_times, network_calls
 

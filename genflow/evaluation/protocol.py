@@ -1,150 +1,224 @@
-"""The measurement behind every reported figure: samples against held-out images, beside what real images score."""
+"""How a figure was obtained, and the figure: records that travel together, in files and on the screen.
+
+Pure data, without torch: what compares or draws figures needs nothing else. A field that nobody knows is None, and is
+said to be missing rather than guessed.
+"""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
+from genflow import __version__
+from genflow.files import write_text
 
-from genflow.data.images import ImageData
-from genflow.denoiser import Denoiser
-from genflow.evaluation.features import DigitFeatures, FeatureNetwork
-from genflow.evaluation.metrics import class_accuracy, floor_distances, frechet_distance, memorising_ratio
-from genflow.evaluation.statistics import FeatureStats
-from genflow.sampling.generate import generate
-
-RANGES = 5  # seed ranges whose mean is reported
+FORMAT = 2  # of the files; raise it when a reader of older ones would misread
+LOSSLESS = ("raw", "png", "bmp")  # codecs that give back every pixel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """A Fréchet distance and what is needed to read it.
+class NetworkIdentity:
+    """Whose features are compared: equal identities give equal features of equal images, up to rounding."""
 
-    ``distances`` holds one value per seed range, each between ``count`` samples and the ``count`` held-out images;
-    ``floor`` the same for real training images; ``memorising`` is the ratio of nearest-neighbour distances to the
-    training images, samples over held-out (real is 1, copies 0); ``accuracy`` the share of samples that the frozen
-    classifier reads as the class asked for, if it can.
-    """
-
-    distances: tuple[float, ...]
-    floor: tuple[float, ...]
-    memorising: float
-    accuracy: float | None
-    count: int
-    features: str
-
-    @property
-    def distance(self) -> float:
-        """Mean over the seed ranges."""
-        return statistics.fmean(self.distances)
+    name: str
+    """As ``--features`` names it: inception, clip-vit-l-14, dinov2-vit-l-14, efficientnet-lite0, digits, pixels, …"""
+    weights: str | None
+    """sha256 of the weights file (of the source file, for a function of the user's); "" where there are none."""
+    resize: str | None
+    """How images are brought to the network's size: "none", or such as "bilinear 299x299 (TensorFlow 1)"."""
+    quantisation: str | None
+    """What the network was shown: uint8, or float."""
+    dtype: str | None
+    """What it computed in: float32, bfloat16."""
+    dims: int
+    """Length of a feature vector."""
 
     @property
-    def floor_mean(self) -> float:
-        """Mean over the subsets of real training images."""
-        return statistics.fmean(self.floor)
+    def label(self) -> str:
+        """Its name in the name of a figure: the Inception network there is a port of TensorFlow's."""
+        return "inception-tf" if self.name == "inception" else self.name
 
 
-def figure_label(features: str, count: int, quantisation: str = "uint8") -> str:
-    """Return how a distance is called: FID in Inception features, FD in any other, with the number of samples."""
-    kind = "FID" if features == "inception" else "FD"
-    return f"{kind}-{count}[{features},{quantisation}]"
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a model was sampled."""
+
+    weights: str
+    """sha256 of all weights."""
+    sampler: str
+    steps: int
+    calls: int
+    """Network calls an image (NFE)."""
+    guidance: float = 1.0
+    first_seed: int = 0
+    """Image k is of seed first_seed + k."""
+    labels: str | None = None
+    """Which classes were asked for: "none", "as the reference's", "each in turn"."""
+    ema: str | None = None
+    """What average of weights this is, such as "half-life 500,000 images"; None if the model's folder does not say."""
 
 
-def measure(
-    sample: Callable[[range], tuple[Tensor, Tensor | None]],
-    train: ImageData,
-    held_out: ImageData,
-    features: FeatureNetwork,
-    *,
-    ranges: int = RANGES,
-) -> Measurement:
-    """Measure what ``sample(seeds)`` gives, images (N, C, H, W) uint8 and their labels, over ranges of seeds."""
-    count = len(held_out)
-    reference = FeatureStats.of(_vectors(features, torch.from_numpy(held_out.images)))
-    distances, images, labels = [], [], []
-    for k in range(ranges):
-        made, asked = sample(range(k * count, (k + 1) * count))
-        distances.append(frechet_distance(FeatureStats.of(_vectors(features, made)), reference))
-        images.append(made)
-        labels.append(asked)
-    every = torch.cat(images)
-    held = torch.from_numpy(held_out.images)
-    known = torch.from_numpy(train.images)
-    accuracy = None
-    if isinstance(features, DigitFeatures) and labels[0] is not None:
-        logits = torch.cat([features.logits(part) for part in every.split(256)])
-        accuracy = class_accuracy(logits, torch.cat(labels))
-    return Measurement(
-        distances=tuple(distances),
-        floor=tuple(floor_distances(_vectors(features, known), _vectors(features, held), repeats=RANGES)),
-        memorising=memorising_ratio(every, known, held),
-        accuracy=accuracy,
-        count=count,
-        features=features.identity,
-    )
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """One side of a comparison: images, or statistics of images that are not there any more."""
+
+    name: str
+    """What people call it."""
+    n: int | None
+    """How many images."""
+    hash: str | None
+    """Fingerprint of the images, or of the statistics file."""
+    split: str | None
+    """train, test or all; None if unknown."""
+    shape: tuple[int, int, int] | None
+    """Channels, height and width of the images as they went into the network."""
+    codec: str | None
+    """How they lay on the disk: png, jpeg, webp, bmp, several joined by "+", or raw for arrays and models."""
+    resize: str | None
+    """How they were resized when read: "none", or such as "bicubic antialiased 64x64"."""
+    colour: str | None
+    """grey or rgb; "+ converted" where files of another mode were converted when read."""
+    quantisation: str | None
+    """uint8, or float."""
+    sampling: Sampling | None = None
+    """How a model made them; None for images that were found."""
 
 
-def labels_of(denoiser: Denoiser, held_out: ImageData) -> Tensor | None:
-    """Return the labels to ask a model for: those of the held-out images, or its own classes in turn, or None.
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """All that a figure depends on besides the images' quality."""
 
-    Raises ``ValueError`` if both have classes, but not as many.
+    samples: ImageSet
+    reference: ImageSet
+    network: NetworkIdentity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One number, and how far it can be trusted."""
+
+    value: float
+    standard_error: float | None = None
+    limit: float | None = None
+    """Estimate of what it would be with infinitely many images."""
+    interval: tuple[float, float] | None = None
+    """95 % confidence interval of the limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What one evaluation found: figures by name, all of one protocol.
+
+    ``figures`` may hold: ``fid`` (Fréchet distance in Inception features) or ``fd`` (in any others), ``sfid``, ``kid``,
+    ``inception_score``, ``precision``, ``recall``; and of models on embedded data ``floor``, ``memorising``,
+    ``accuracy``. ``distances`` are those of single ranges of seeds, whose mean is the figure. ``notes`` are warnings in
+    plain words.
     """
-    if denoiser.num_classes == 0:
-        return None
-    if held_out.labels is None:
-        return torch.arange(len(held_out)) % denoiser.num_classes
-    if held_out.num_classes != denoiser.num_classes:
-        raise ValueError(
-            f"the model has {denoiser.num_classes} classes, {held_out.name} has {held_out.num_classes}: images of one"
-            " class cannot be measured against those of another; put the reference in one folder without classes"
+
+    protocol: Protocol
+    figures: dict[str, Figure]
+    distances: tuple[float, ...] = ()
+    per_class: dict[str, Figure] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def distance(self) -> Figure:
+        """The Fréchet distance."""
+        return self.figures["fid" if "fid" in self.figures else "fd"]
+
+    @property
+    def label(self) -> str:
+        """How the distance is called, such as ``FID-5k[inception-tf,uint8,png]``."""
+        return figure_label("fid" if "fid" in self.figures else "fd", self.protocol)
+
+
+def figure_label(figure: str, protocol: Protocol) -> str:
+    """Return the name of a figure with what it depends on most: ``FID-5k[inception-tf,uint8,png]``.
+
+    A Fréchet distance in other than Inception features is an FD, never an FID. What differs between the sides is told
+    as ``samples/reference``; a network that computed in less than float32 is told.
+    """
+    samples, reference, network = protocol.samples, protocol.reference, protocol.network
+    names = {"fid": "FID", "fd": "FD", "sfid": "sFID", "kid": "KID", "inception_score": "IS"}
+    parts = [network.label, _both(samples.quantisation, reference.quantisation), _both(samples.codec, reference.codec)]
+    if network.dtype not in ("float32", None):
+        parts.append(network.dtype)
+    return f"{names.get(figure, figure)}-{_short(samples.n)}[{','.join(parts)}]"
+
+
+def _both(samples: str | None, reference: str | None) -> str:
+    """Name a property once if the sides agree: to a codec, raw pixels are like a lossless file's."""
+    if samples == reference or reference is None or (samples in LOSSLESS and reference in LOSSLESS):
+        return samples or "?"
+    return f"{samples or '?'}/{reference}"
+
+
+def _short(count: int | None) -> str:
+    if count is None:
+        return "?"
+    return f"{count // 1000}k" if count >= 1000 and count % 1000 == 0 else str(count)
+
+
+def unknown(record: ImageSet | NetworkIdentity) -> list[str]:
+    """Return the names of fields that nobody knows."""
+    return [f.name for f in fields(record) if getattr(record, f.name) is None and f.name != "sampling"]
+
+
+def differences(a: Protocol, b: Protocol) -> Iterator[tuple[str, Any, Any]]:
+    """Yield ``(field, value of a, value of b)`` wherever figures of the two cannot be ranked against each other.
+
+    Which model, which images, and how they were sampled is what is compared, so it may differ; their number, reading
+    and quantisation, the reference and the network may not. Lossless codecs are all one. Fields are named as in files:
+    ``samples.n``, ``reference.hash``, ``network.dtype``.
+    """
+    sides = [("samples", _how_many_and_read), ("reference", _which), ("network", asdict)]
+    for side, view in sides:
+        left, right = view(getattr(a, side)), view(getattr(b, side))
+        for name in left:
+            if left[name] != right[name]:
+                yield f"{side}.{name}", left[name], right[name]
+
+
+def _how_many_and_read(samples: ImageSet) -> dict[str, Any]:
+    seen = {name: getattr(samples, name) for name in ("n", "shape", "codec", "resize", "colour", "quantisation")}
+    return seen | {"codec": "lossless" if samples.codec in LOSSLESS else samples.codec}
+
+
+def _which(reference: ImageSet) -> dict[str, Any]:
+    seen = asdict(reference)
+    del seen["name"], seen["sampling"]  # the same images may be called anything
+    return seen | {"codec": "lossless" if reference.codec in LOSSLESS else reference.codec}
+
+
+def save_results(path: Path, results: Sequence[Result]) -> None:
+    """Write results as JSON, whole or not at all."""
+    record = {"genflow": __version__, "format": FORMAT, "results": [asdict(result) for result in results]}
+    write_text(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+
+def load_results(path: Path) -> list[Result]:
+    """Read what ``save_results`` wrote. Raises ``ValueError``, naming the file, for anything else."""
+    advice = f"{path} is not a file that `genflow fid --out` wrote"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ValueError(f"{path} is not there") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{advice}: {error}") from None
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        record = json.loads(text)
+        if not isinstance(record, Mapping) or record.get("format") != FORMAT:
+            raise ValueError(f"{advice} (format {FORMAT}): measure anew")
+        return TypeAdapter(list[Result]).validate_python(record["results"])
+    except (json.JSONDecodeError, KeyError, ValidationError) as error:
+        where = (
+            next((".".join(map(str, e["loc"])) for e in error.errors()), "")
+            if isinstance(error, ValidationError)
+            else ""
         )
-    return torch.from_numpy(held_out.labels)
-
-
-def from_model(
-    denoiser: Denoiser,
-    held_out: ImageData,
-    *,
-    steps: int | None = None,
-    sampler: str | None = None,
-    guidance: float = 1.0,
-    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
-) -> Callable[[range], tuple[Tensor, Tensor | None]]:
-    """Return a function for ``measure`` that samples a model; seed k takes label k mod N of ``labels_of``."""
-    labels = labels_of(denoiser, held_out)
-
-    def sample(seeds: range) -> tuple[Tensor, Tensor | None]:
-        parts = []
-        for start in progress(range(0, len(seeds), 256)):
-            chosen = slice(start, start + 256)
-            asked = None if labels is None else [int(labels[k % len(labels)]) for k in seeds[chosen]]
-            parts.append(
-                generate(
-                    denoiser,
-                    seeds[chosen],
-                    labels=asked,
-                    steps=steps,
-                    sampler=sampler,
-                    guidance=guidance,
-                    batch_size=256,
-                ).cpu()
-            )
-        return torch.cat(parts), None if labels is None else labels[torch.tensor(seeds) % len(labels)]
-
-    return sample
-
-
-def stats_of(features: FeatureNetwork, images: np.ndarray, *, batch_size: int = 256) -> FeatureStats:
-    """Return the statistics of images (N, C, H, W) uint8, which may be a memory map larger than memory."""
-    stats = FeatureStats(features.dims)
-    for start in range(0, len(images), batch_size):
-        stats.update(features.features(torch.from_numpy(np.array(images[start : start + batch_size]))))
-    return stats
-
-
-def _vectors(features: FeatureNetwork, images: Tensor) -> Tensor:
-    return torch.cat([features.features(part).cpu() for part in images.split(256)])
+        raise ValueError(f"{advice}, or it is damaged{f' at results.{where}' if where else ''}: measure anew") from None

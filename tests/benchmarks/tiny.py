@@ -23,7 +23,7 @@ from genflow.config_files import find_recipe, load_config, override
 from genflow.data.images import load_images
 from genflow.denoiser import Denoiser
 from genflow.evaluation.features import load_features
-from genflow.evaluation.protocol import from_model, measure
+from genflow.evaluation.measurement import from_model, measure
 from genflow.sampling.generate import network_calls
 
 RECIPES = ("tiny-edm", "tiny-ddpm", "tiny-rf", "tiny-dit")

@@ -20,7 +20,7 @@ from genflow.build import build_denoiser, export
 from genflow.cli.main import COMMANDS, USAGE, main
 from genflow.data.images import ImageData
 from genflow.denoiser import Denoiser
-from genflow.evaluation.protocol import labels_of
+from genflow.evaluation.measurement import labels_of
 
 
 @pytest.fixture(autouse=True)
