@@ -8,5 +8,16 @@ from genflow.data.images import (
     cache_folder,
     load_images,
 )
+from genflow.data.provenance import Provenance, Stored, is_grey
 
-__all__ = ["EMBEDDED", "Decoding", "ImageData", "Split", "cache_folder", "load_images"]
+__all__ = [
+    "EMBEDDED",
+    "Decoding",
+    "ImageData",
+    "Provenance",
+    "Split",
+    "Stored",
+    "cache_folder",
+    "is_grey",
+    "load_images",
+]

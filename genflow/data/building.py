@@ -15,13 +15,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
-from genflow.data.cache import IMAGES, keep, write_meta
-from genflow.data.decoding import DECODER, Broken, Decoding, Refused, decode
+from genflow.data.cache import IMAGES, Kept, keep, write_meta
+from genflow.data.decoding import DECODER, Broken, Decoded, Decoding, Refused, decode
 from genflow.data.digests import digest
 from genflow.data.paths import shown
+from genflow.data.provenance import Stored
 from genflow.data.refusals import Findings
 
 _THREADS = max(2, min(8, os.cpu_count() or 2))
@@ -29,8 +29,6 @@ _AHEAD = _THREADS + 2  # groups of images at work at once, which bounds the memo
 _GROUP_BYTES = 2**19  # pixels of a group: threads cost more than they bring if each task is one small image
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-_Pixels = npt.NDArray[np.uint8]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +52,8 @@ class Encoded:
     check: Callable[[], None] = lambda: None
 
 
-def decode_once(encoded: Encoded, decoding: Decoding, cache: Path) -> tuple[_Pixels, str]:
-    """Return all images (N, C, H, W), a read-only memory map, and the key that they are kept under.
+def decode_once(encoded: Encoded, decoding: Decoding, cache: Path) -> tuple[Kept, str]:
+    """Return all images (N, C, H, W), a read-only memory map, with what they were, and the key they are kept under.
 
     The key is a digest of the images' content and of ``decoding``. Images that are in the cache are not decoded again.
 
@@ -84,10 +82,12 @@ def _decode_into(folder: Path, encoded: Encoded, decoding: Decoding) -> None:
     (Pages of a memory map count as memory until they are written, and a full disk then ends the process.)
     """
     count, shape = encoded.count, (0,)
-    findings = Findings(encoded.where)
+    findings, sources = Findings(encoded.where), _Sources()
     decoded = tqdm(_all_decoded(encoded, decoding), "decoding", count, leave=False, disable=count <= 2000)
     with (folder / IMAGES).open("wb", buffering=2**20) as file:
         for index, found in enumerate(decoded):
+            if isinstance(found, Decoded):
+                sources.add(found)
             match found:
                 case Broken():
                     findings.broken(found)
@@ -96,20 +96,41 @@ def _decode_into(folder: Path, encoded: Encoded, decoding: Decoding) -> None:
                 case _ if index == 0:
                     shape = found.shape
                     findings.sound(shown(encoded.name(index)), shape)
-                    _check_room(folder, count * found.nbytes)
+                    _check_room(folder, count * found.pixels.nbytes)
                     header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
                     np.lib.format.write_array_header_1_0(file, header)
-                    file.write(found.data)
+                    file.write(found.pixels.data)
                 case _ if findings or found.shape != shape:
                     findings.sound(shown(encoded.name(index)), found.shape)
                 case _:
-                    file.write(found.data)
+                    file.write(found.pixels.data)
     encoded.check()
     findings.refuse()
-    write_meta(folder, (count, *shape))
+    write_meta(folder, (count, *shape), sources.stored(decoding))
 
 
-def _all_decoded(encoded: Encoded, decoding: Decoding) -> Iterator[_Pixels | Broken | Refused]:
+class _Sources:
+    """What the files of a set were, gathered image by image."""
+
+    def __init__(self) -> None:
+        self._codecs: set[str] = set()
+        self._kinds: set[str] = set()
+        self._short, self._long = 2**63, 0
+        self._resized = False
+
+    def add(self, found: Decoded) -> None:
+        self._codecs.add(found.codec)
+        self._kinds.add(found.kind)
+        self._short = min(self._short, found.sides[0])
+        self._long = max(self._long, found.sides[1])
+        self._resized |= found.resized
+
+    def stored(self, decoding: Decoding) -> Stored:
+        resize = f"bicubic antialiased {decoding.size}x{decoding.size}" if self._resized else "none"
+        return Stored("+".join(sorted(self._codecs)), tuple(sorted(self._kinds)), (self._short, self._long), resize)
+
+
+def _all_decoded(encoded: Encoded, decoding: Decoding) -> Iterator[Decoded | Broken | Refused]:
     """Results in order, a bounded way ahead; Pillow lets go of Python's lock while it decodes.
 
     Pixels of another shape than the first image's are not kept: a small first image would have groups of large ones.
@@ -118,17 +139,17 @@ def _all_decoded(encoded: Encoded, decoding: Decoding) -> Iterator[_Pixels | Bro
     shape = None if isinstance(first, Broken) else first.shape
     size = 1 if shape is None else max(1, min(64, _GROUP_BYTES // math.prod(shape)))
 
-    def one(index: int) -> _Pixels | Broken | Refused:
+    def one(index: int) -> Decoded | Broken | Refused:
         found = _decoded(encoded, decoding, index)
-        if isinstance(found, np.ndarray) and shape is not None and found.shape != shape:
+        if isinstance(found, Decoded) and shape is not None and found.shape != shape:
             return Refused(encoded.name(index), (), found.shape)
         return found
 
-    def group(start: int) -> list[_Pixels | Broken | Refused]:
+    def group(start: int) -> list[Decoded | Broken | Refused]:
         return [one(index) for index in range(start, min(start + size, count))]
 
     pool = ThreadPoolExecutor(_THREADS)
-    pending: collections.deque[Future[list[_Pixels | Broken | Refused]]] = collections.deque()
+    pending: collections.deque[Future[list[Decoded | Broken | Refused]]] = collections.deque()
     try:
         yield first
         for start in range(1, count, size):
@@ -141,7 +162,7 @@ def _all_decoded(encoded: Encoded, decoding: Decoding) -> Iterator[_Pixels | Bro
         pool.shutdown(cancel_futures=True)
 
 
-def _decoded(encoded: Encoded, decoding: Decoding, index: int) -> _Pixels | Broken | Refused:
+def _decoded(encoded: Encoded, decoding: Decoding, index: int) -> Decoded | Broken | Refused:
     name = shown(encoded.name(index))
     try:
         return decode(encoded.read(index), name, decoding)

@@ -10,20 +10,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
+from genflow.data.provenance import Stored
 from genflow.files import atomic_folder, remove_partials
 
 IMAGES = "images.npy"
 _META = "meta.json"
 
 
-def keep(folder: Path, build: Callable[[Path], None]) -> npt.NDArray[np.uint8]:
-    """Return the images kept in ``folder`` as a read-only memory map; build them first if they are absent or damaged.
+class Kept(NamedTuple):
+    """Images (N, C, H, W), a read-only memory map, and what they were."""
+
+    images: npt.NDArray[np.uint8]
+    stored: Stored
+
+
+def keep(folder: Path, build: Callable[[Path], None]) -> Kept:
+    """Return what is kept in ``folder``; build it first if it is absent, damaged or of a time that kept less.
 
     Of several processes one builds, the others wait for it. Damage is told by the header and the length of the file,
     not by reading all of it.
@@ -35,37 +45,37 @@ def keep(folder: Path, build: Callable[[Path], None]) -> npt.NDArray[np.uint8]:
     Raises ``OSError`` if the folder cannot be written, and whatever ``build`` raises; nothing partial stays.
     """
     place = folder / "decoded"
-    images = _whole(place)
-    if images is not None:
-        return images
+    kept = _whole(place)
+    if kept is not None:
+        return kept
     try:
-        images = _build(folder, place, build)
+        kept = _build(folder, place, build)
     except FileNotFoundError:  # the cache was removed meanwhile
-        images = _build(folder, place, build)
-    if images is None:
+        kept = _build(folder, place, build)
+    if kept is None:
         raise OSError(f"what was written to {place} reads differently")
-    return images
+    return kept
 
 
-def _build(folder: Path, place: Path, build: Callable[[Path], None]) -> npt.NDArray[np.uint8] | None:
+def _build(folder: Path, place: Path, build: Callable[[Path], None]) -> Kept | None:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
-        images = _whole(place)
-        if images is not None:  # built by another process while this one waited
-            return images
+        kept = _whole(place)
+        if kept is not None:  # built by another process while this one waited
+            return kept
         remove_partials(folder.parent)  # of dead builders, whichever key they were at
         with atomic_folder(place) as partial:
             build(partial)
         return _whole(place)
 
 
-def write_meta(folder: Path, shape: tuple[int, ...]) -> None:
-    """Write down what the images of a folder must be found to be."""
-    meta = {"shape": shape, "bytes": (folder / IMAGES).stat().st_size}
+def write_meta(folder: Path, shape: tuple[int, ...], stored: Stored) -> None:
+    """Write down what the images of a folder must be found to be, and what they were."""
+    meta = {"shape": shape, "bytes": (folder / IMAGES).stat().st_size, "stored": asdict(stored)}
     (folder / _META).write_text(json.dumps(meta) + "\n", encoding="utf-8")
 
 
-def _whole(place: Path) -> npt.NDArray[np.uint8] | None:
+def _whole(place: Path) -> Kept | None:
     try:
         meta = json.loads((place / _META).read_text(encoding="utf-8"))
         images = np.load(place / IMAGES, mmap_mode="r", allow_pickle=False)
@@ -73,6 +83,7 @@ def _whole(place: Path) -> npt.NDArray[np.uint8] | None:
             meta["shape"],
             meta["bytes"],
         ]
+        stored = Stored.of(meta["stored"])
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
-    return images if sound else None
+    return Kept(images, stored) if sound else None

@@ -7,7 +7,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ _FORMATS = (
 )  # all that Pillow reads would include EPS, which runs a program
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 _GREY = ("1", "L", "LA")
+_KINDS = {"1": "black and white", "P": "palette", "PA": "palette", "CMYK": "cmyk"}
 _ALPHA = ("LA", "PA", "RGBA")
 _MODES = {0: None, 1: "L", 3: "RGB"}
 _TURNS = {  # by the orientation that EXIF holds
@@ -103,8 +104,27 @@ class Refused(ValueError):
         self.wanting, self.shape = tuple(wanting), shape
 
 
-def decode(encoded: bytes, name: str, decoding: Decoding) -> npt.NDArray[np.uint8]:
-    """Return the pixels (C, H, W) of one PNG, JPEG, WebP or BMP file, C-contiguous.
+class Decoded(NamedTuple):
+    """One image, and what its file was; codec and kind are named as in ``Stored``."""
+
+    pixels: npt.NDArray[np.uint8]
+    """(C, H, W), C-contiguous."""
+    codec: str
+    kind: str
+    """Of its stored pixels."""
+    sides: tuple[int, int]
+    """Of the stored image, the shorter first."""
+    resized: bool
+    """Cropped or resized."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Channels, height and width of what it has become."""
+        return self.pixels.shape
+
+
+def decode(encoded: bytes, name: str, decoding: Decoding) -> Decoded:
+    """Return the pixels of one PNG, JPEG, WebP or BMP file, and what it was.
 
     It is turned upright as its EXIF orientation says; of an animation the first picture is taken.
 
@@ -114,8 +134,9 @@ def decode(encoded: bytes, name: str, decoding: Decoding) -> npt.NDArray[np.uint
     """
     try:
         with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
-            flat = _flatten(image, encoded, name, decoding)
+            flat, kind = _flatten(image, encoded, name, decoding)
             turn = _turn(image)
+            codec = "jpeg" if image.format == "MPO" else str(image.format).lower()  # MPO: a JPEG with others behind it
     except (Refused, Broken, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:
@@ -127,54 +148,59 @@ def decode(encoded: bytes, name: str, decoding: Decoding) -> npt.NDArray[np.uint
         raise Broken(f"{name} ({error})") from error
     if turn is not None:
         flat = flat.transpose(turn)
-    if decoding.size is not None and flat.size != (decoding.size, decoding.size):
-        side = min(flat.size)
+    side, longest = min(flat.size), max(flat.size)
+    resized = decoding.size is not None and flat.size != (decoding.size, decoding.size)
+    if decoding.size is not None and resized:
         left, top = (flat.width - side) // 2, (flat.height - side) // 2
         square = flat.crop((left, top, left + side, top + side))
         flat = square.resize((decoding.size, decoding.size), Image.Resampling.BICUBIC)
     pixels = np.asarray(flat)
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    pixels = pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return Decoded(pixels, codec, kind, (side, longest), resized)
 
 
-def _flatten(image: Image.Image, encoded: bytes, name: str, decoding: Decoding) -> Image.Image:
-    """Return the image in mode L or RGB, which has been decoded in full."""
+def _flatten(image: Image.Image, encoded: bytes, name: str, decoding: Decoding) -> tuple[Image.Image, str]:
+    """Return the image in mode L or RGB, which has been decoded in full, and the kind of its stored pixels."""
     stored = _stored_as(image)
     deep = image.mode.startswith("I;16") or stored.endswith((";16B", ";16L", ";16N"))
     transparent = image.mode in _ALPHA or "transparency" in image.info
     if deep or transparent or image.mode not in ("L", "RGB"):
-        image = _plain(image, encoded, name, decoding, deep=deep, transparent=transparent)
+        image, kind = _plain(image, encoded, name, decoding, deep=deep, transparent=transparent)
+    else:
+        kind = "grey" if image.mode == "L" else "rgb"
     image.load()
     mode = _MODES[decoding.channels]
-    return image if mode in (None, image.mode) else image.convert(mode)
+    return (image if mode in (None, image.mode) else image.convert(mode)), kind
 
 
 def _plain(
     image: Image.Image, encoded: bytes, name: str, decoding: Decoding, *, deep: bool, transparent: bool
-) -> Image.Image:
-    """Return an image of a kind that is not plain grey or RGB in mode L or RGB, or refuse it."""
+) -> tuple[Image.Image, str]:
+    """Return an image that is not plain grey or RGB in mode L or RGB, and its kind, or refuse it."""
     grey = image.mode in _GREY or image.mode.startswith("I;16") or _stored_as(image) == "LA;16B"
     stored = image
     if deep:
         image = _eight_bits(image, encoded, name)
     elif transparent and image.mode == "L":
         _scale_colour_key(image)
-    opaque = transparent and not decoding.background and _is_opaque(image)
+    opaque = not transparent or _is_opaque(image)
+    kind = _KINDS.get(stored.mode, "grey" if grey else "rgb") + " 16 bit" * deep + " transparent" * (not opaque)
     wanting = [
-        *([("transparency", "--data.background white")] * (transparent and not decoding.background and not opaque)),
+        *([("transparency", "--data.background white")] * (not opaque and not decoding.background)),
         *([("16 bits a channel", "--data.scale-16-bit")] * (deep and not decoding.scale_16_bit)),
         *([("CMYK colours", "--data.channels 3")] * (image.mode == "CMYK" and not decoding.channels)),
     ]
     if wanting:
         raise Refused(name, wanting, _shape(image.size, _turn(stored), decoding, grey=grey))
     if transparent:
-        image = _lay_on(image, (0, 0, 0) if opaque else decoding.backdrop(), grey)
+        image = _lay_on(image, decoding.backdrop() if decoding.background else (0, 0, 0), grey)
     if image.mode in ("CMYK", "P"):
         image = image.convert("RGB")
     elif image.mode == "1":
         image = image.convert("L")
     if image.mode not in ("L", "RGB"):
         raise Broken(f"{name} (mode {image.mode}, which has no exact 8-bit equivalent)")
-    return image
+    return image, kind
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import os
 import time
-import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from genflow.data.npz import DAMAGED_NPZ
 from genflow.files import atomic_file, remove_partials
 
 DIGEST_BYTES = 16
@@ -135,7 +135,7 @@ def _read(path: Path) -> _Memo:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             names = file["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")
             stats, digests = file["stats"], file["digests"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except DAMAGED_NPZ:
         names, stats, digests = [], _NO_STATS, _NO_DIGESTS  # not there yet, or damaged: every file is read
     if stats.shape != (len(names), 4) or digests.shape != (len(names), DIGEST_BYTES):
         names, stats, digests = [], _NO_STATS, _NO_DIGESTS

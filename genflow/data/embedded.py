@@ -8,7 +8,6 @@ to train on and one third held out: the indices lie in ``assets/splits``.
 import contextlib
 import hashlib
 import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from genflow.assets import asset
 from genflow.data.images import ImageData, Split, cache_folder
+from genflow.data.npz import DAMAGED_NPZ
 from genflow.files import atomic_file
 
 _DIGIT_NAMES = tuple(str(digit) for digit in range(10))
@@ -117,7 +117,7 @@ def _read(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]] | N
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return file["images"], file["labels"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except DAMAGED_NPZ:
         return None  # not there yet, or not ours: it is made anew
 
 

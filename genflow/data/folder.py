@@ -10,10 +10,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from genflow.data.building import Encoded, decode_once
+from genflow.data.cache import Kept
 from genflow.data.decoding import AS_STORED, Decoding
 from genflow.data.digests import Changed, digest, digest_files, forget
 from genflow.data.images import ImageData, cache_folder
@@ -54,17 +52,15 @@ def image_folder(
     )
     kept = cache_folder(cache)
     try:
-        images, key = _decode(root, listing, decoding, kept, Changed("it changed while it was read"))
+        found, key = _decode(root, listing, decoding, kept, Changed("it changed while it was read"))
     except Changed:  # since the last time, unseen, or this very moment
         forget(root, kept)
-        images, key = _decode(root, listing, decoding, kept, OSError("it changed while it was read"))
-    return ImageData.labelled(images, listing.labels, listing.class_names, root.resolve().name, key)
+        found, key = _decode(root, listing, decoding, kept, OSError("it changed while it was read"))
+    return ImageData.labelled(*found, listing.labels, listing.class_names, root.resolve().name, key)
 
 
-def _decode(
-    root: Path, listing: Listing, decoding: Decoding, cache: Path, changed: Exception
-) -> tuple[npt.NDArray[np.uint8], str]:
-    """Return the images and their key; raise ``changed`` where a file is not what its digest says."""
+def _decode(root: Path, listing: Listing, decoding: Decoding, cache: Path, changed: Exception) -> tuple[Kept, str]:
+    """Return the images, what they were and their key; raise ``changed`` where a file is not what its digest says."""
     held: dict[int, bytes] = {}
     digests = digest_files(root, listing.files, cache, held)
 

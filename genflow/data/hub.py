@@ -81,8 +81,8 @@ def hub_images(
     identity = digest("\0".join((content or rows._fingerprint, part, image)).encode()).hex()
     read = image_reader(source, rows, image, on_disk=path is not None)
     encoded = Encoded(where, len(rows), lambda k: f"{where} row {k}", read, identity, check)
-    images, key = decode_once(encoded, decoding, kept)
-    return ImageData.labelled(images, labels, class_names, f"{Path(name).name}-{part}", key)
+    found, key = decode_once(encoded, decoding, kept)
+    return ImageData.labelled(*found, labels, class_names, f"{Path(name).name}-{part}", key)
 
 
 def _parse(source: str) -> tuple[str, dict[str, str]]:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from genflow.data.decoding import AS_STORED, Decoding
 from genflow.data.listing import is_image
 from genflow.data.paths import expanded, on_disk_source
+from genflow.data.provenance import ARRAYS, Provenance, Stored
 
 Split = Literal["train", "test", "all"]
 EMBEDDED = ("digits", "mnist5k", "shapes")
@@ -37,6 +38,7 @@ class ImageData:
         name: what to call this set in reports, for instance ``digits-train``.
         content: what names the content of ``images``, in hexadecimal, where it is known already (the key of a cache);
             "" has their bytes read when it is asked for. It goes with the images: give others, leave it out.
+        stored: how the images lay on the disk, and whether they were resized. It is no part of the fingerprint.
 
     Raises:
         ValueError: a dtype, shape or label is not as above.
@@ -47,18 +49,21 @@ class ImageData:
     class_names: tuple[str, ...]
     name: str
     content: str = ""
+    stored: Stored = ARRAYS
 
     @classmethod
     def labelled(
         cls,
         images: npt.NDArray[np.uint8],
+        stored: Stored,
         labels: Sequence[int] | npt.NDArray[np.int64] | None,
         class_names: tuple[str, ...],
         name: str,
         content: str,
     ) -> ImageData:
         """Make a record of labels in any sequence."""
-        return cls(images, None if labels is None else np.asarray(labels, np.int64), class_names, name, content)
+        numbers = None if labels is None else np.asarray(labels, np.int64)
+        return cls(images, numbers, class_names, name, content, stored)
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
@@ -90,6 +95,11 @@ class ImageData:
         return channels, height, width
 
     @property
+    def provenance(self) -> Provenance:
+        """How the images lay on the disk, and what was done to them since."""
+        return Provenance.after(self.stored, self.images.shape[1])
+
+    @property
     def num_classes(self) -> int:
         """Number of classes; 0 when unlabelled."""
         return len(self.class_names)
@@ -109,7 +119,7 @@ class ImageData:
         return state.hexdigest()
 
     def subset(self, indices: npt.ArrayLike) -> ImageData:
-        """The images at the given places, in that order, copied into memory.
+        """The images at the given places, in that order, copied into memory; with the whole set's provenance.
 
         Args:
             indices: (M,) integers or (N,) booleans.
@@ -142,8 +152,8 @@ def load_images(
     Args:
         source: ``digits``, ``mnist5k`` or ``shapes``; a folder or ``.zip`` of images (one sub-folder a class, or
             labelled by a file, or unlabelled); a ``.npz`` file with ``images`` (N, H, W, C) or (N, C, H, W) uint8
-            and optionally ``labels`` (N,); ``hf:NAME`` or ``hf:./PATH`` (see ``hub``). A folder named like an
-            embedded set: ``./digits``.
+            (or ``arr_0``) and optionally ``labels`` (N,); ``hf:NAME`` or ``hf:./PATH`` (see ``hub``). A folder named
+            like an embedded set: ``./digits``.
         split: train or held-out (``test``) part of embedded data and of data sets that have one. Folders and files
             are one set: ``train`` and ``all`` both give the whole, ``test`` is refused.
         decoding: how image files become pixels. What is stored as pixels (embedded sets, ``.npz``) is not converted,

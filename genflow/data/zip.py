@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from genflow.data.listing import is_hidden, is_image, list_images
 from genflow.data.paths import expanded, shown
 
 _UTF_8 = 0x800  # the flag that marks a name as such
-_DAMAGED = (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError)
+_DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError, RuntimeError)
 
 
 def image_zip(
@@ -71,8 +72,8 @@ def image_zip(
         identity = digest(whole + "\0".join(listing.files).encode("utf-8", "surrogatepass")).hex()
         name = lambda index: f"{path}/{root}{listing.files[index]}"
         encoded = Encoded(str(path), len(listing.files), name, read, identity, check)
-        images, key = decode_once(encoded, decoding, kept)
-    return ImageData.labelled(images, listing.labels, listing.class_names, path.stem, key)
+        found, key = decode_once(encoded, decoding, kept)
+    return ImageData.labelled(*found, listing.labels, listing.class_names, path.stem, key)
 
 
 def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from genflow.data.decoding import AS_STORED, Broken, Decoding, Refused, decode
+from genflow.data import decoding
+from genflow.data.decoding import AS_STORED, Broken, Decoded, Decoding, Refused
 from genflow.data.folder import image_folder
 
 RNG = np.random.default_rng(0)
@@ -43,6 +44,10 @@ def laid(colour: np.ndarray, opacity: np.ndarray, backdrop: tuple[int, ...]) -> 
     """round((a c + (255 - a) b) / 255) in floating point, where it has no ties."""
     a = opacity.astype(np.float64)[..., None] / 255
     return np.rint(a * colour + (1 - a) * np.array(backdrop, np.float64)).astype(np.uint8)
+
+
+def decode(encoded: bytes, name: str, how: Decoding) -> np.ndarray:
+    return decoding.decode(encoded, name, how).pixels
 
 
 def hwc(pixels: np.ndarray) -> np.ndarray:
@@ -274,6 +279,49 @@ def test_large_images_are_decoded_and_too_large_ones_are_not_called_damaged(monk
     Image.new("L", (20, 20)).save(tmp_path / "set" / "b.png")
     with pytest.raises(ValueError, match=r"b\.png \(sound, but too large: it has over 200 pixels\)"):
         image_folder(tmp_path / "set", cache=tmp_path / "cache")
+
+
+def traced(image: Image.Image, kind: str = "PNG", how: Decoding = AS_STORED, **options: object) -> Decoded:
+    return decoding.decode(saved(image, kind, **options), "x", how)
+
+
+def test_codecs_are_told_by_content():
+    image = Image.new("RGB", (6, 4))
+    for kind, codec in [("PNG", "png"), ("JPEG", "jpeg"), ("MPO", "jpeg"), ("WEBP", "webp"), ("BMP", "bmp")]:
+        assert decoding.decode(saved(image, kind), "x.png", AS_STORED).codec == codec
+
+
+def test_kinds_of_stored_pixels():
+    """What is opaque everywhere, or a palette of greys, is told as it is stored."""
+    anything = Decoding(channels=3, background="white", scale_16_bit=True)
+    clear = Image.fromarray(np.full((4, 4, 4), 100, np.uint8), "RGBA")
+    opaque = Image.new("RGBA", (4, 4), (1, 2, 3, 255))
+    found = {
+        "grey": traced(Image.new("L", (4, 4)), how=anything),
+        "rgb": traced(Image.new("RGB", (4, 4)), how=anything),
+        "black and white": traced(Image.new("1", (4, 4)), how=anything),
+        "palette": traced(Image.new("P", (4, 4)), how=anything),
+        "palette transparent": traced(Image.new("P", (4, 4)), transparency=0, how=anything),
+        "cmyk": traced(Image.new("CMYK", (4, 4)), "JPEG", anything),
+        "rgb transparent": traced(clear, how=anything),
+        "grey transparent": traced(Image.new("LA", (4, 4)), how=anything),
+        "grey 16 bit": traced(Image.new("I;16", (4, 4)), how=anything),
+        "rgb 16 bit": decoding.decode(png_16(np.zeros((2, 2, 3)), RGB), "x", anything),
+        "rgb 16 bit transparent": decoding.decode(png_16(np.zeros((2, 2, 4)), RGB_ALPHA), "x", anything),
+    }
+    assert [one.kind for one in found.values()] == list(found)
+    assert {traced(opaque).kind, traced(opaque, how=anything).kind, traced(opaque, "WEBP").kind} == {"rgb"}
+
+
+def test_what_was_resized_is_told_from_what_had_the_size():
+    wide, square = Image.new("L", (12, 8)), Image.new("L", (8, 8))
+    assert traced(wide)[2:] == ("grey", (8, 12), False)
+    assert traced(wide, how=Decoding(size=8)).resized, "cropped alone"
+    assert traced(square, how=Decoding(size=4)).resized
+    assert not traced(square, how=Decoding(size=8)).resized
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    assert not traced(square, how=Decoding(size=8), exif=turned).resized
 
 
 @pytest.mark.parametrize(

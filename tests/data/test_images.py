@@ -102,12 +102,30 @@ def test_npz_of_either_layout(tmp_path, channels):
     assert first.name == "first"
 
 
+def test_npz_of_an_array_without_a_name(tmp_path):
+    """As ADM's samples lie, with labels that nobody numbered without gaps."""
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
+    np.savez(tmp_path / "samples.npz", images, np.array([7, 900, 1, 1, 3]))
+    data = load_images(tmp_path / "samples.npz")
+    assert np.array_equal(data.images, images.transpose(0, 3, 1, 2))
+    assert data.labels is None
+
+
+def test_advice_on_floats_is_the_rule_of_quantize(tmp_path):
+    """floor(127.5 x + 128) of x in [-1, 1] is floor(255 u + 0.5) of u = (x + 1) / 2."""
+    u = (np.arange(256) + np.array([[-0.49], [0.0], [0.49]])) / 255
+    expected = quantize(torch.from_numpy(2 * u - 1)).numpy()
+    assert np.array_equal(np.floor(255 * u + 0.5).clip(0, 255), expected)
+
+
 def test_npz_refusals(tmp_path):
     path = tmp_path / "x.npz"
     images = np.zeros((2, 4, 4, 3), np.uint8)
     for arrays, message in [
         ({"pictures": images}, "no array named 'images'"),
-        ({"images": images.astype(np.float32)}, "must be uint8"),
+        ({"images": images.astype(np.float32)}, r"float32 numbers, but .* measured as uint8: write floor\(127.5 x"),
+        ({"arr_0": images.astype(np.float16)}, r"'arr_0' holds float16 numbers"),
+        ({"images": images.astype(np.int32)}, "must be uint8"),
         ({"images": np.zeros((2, 3, 3, 3), np.uint8)}, "either second or last"),
         ({"images": images, "labels": np.zeros(2)}, "'labels' must be integers"),
         ({"images": images, "labels": np.array([0, -1])}, "x.npz holds the label -1: labels count from 0"),
@@ -119,6 +137,14 @@ def test_npz_refusals(tmp_path):
     ]:
         np.savez(path, **arrays)
         with pytest.raises(ValueError, match=message):
+            load_images(path)
+    np.savez_compressed(path, images=np.arange(3 * 64 * 64, dtype=np.uint8).reshape(1, 64, 64, 3))
+    packed = path.read_bytes()
+    for place in range(60, len(packed) - 200, 3):  # within what is packed
+        damaged = bytearray(packed)
+        damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="cannot read images"):
             load_images(path)
     path.write_bytes(b"not a zip file")
     with pytest.raises(ValueError, match="cannot read images"):
