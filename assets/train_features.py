@@ -18,7 +18,7 @@ from tqdm import trange
 
 from genflow.data.embedded import fingerprint
 from genflow.data.images import ImageData, load_images
-from genflow.evaluation.features import LossNetwork, PlainNet
+from genflow.evaluation.networks.digits import LossNetwork, PlainNet
 from genflow.pixels import to_unit
 
 

@@ -37,9 +37,9 @@ from genflow.data.images import ImageData, load_images
 from genflow.data.loader import ImageLoader
 from genflow.denoiser import Denoiser
 from genflow.evaluation.features import load_features
-from genflow.evaluation.metrics import frechet_distance
-from genflow.evaluation.measurement import stats_of
-from genflow.evaluation.statistics import FeatureStats
+from genflow.evaluation.measurement import moments_of
+from genflow.evaluation.frechet import frechet_distance
+from genflow.evaluation.sources import FoundImages, Samples
 from genflow.files import replace_files
 from genflow.nn.dit import DiT
 from genflow.nn.unet import UNet
@@ -327,16 +327,16 @@ class _Distance:
     """Fréchet distance to the training images: a model chosen by it has not seen the held-out ones."""
 
     def __init__(self, data: ImageData, name: str, device: torch.device) -> None:
-        self.features = load_features(name if name in ("digits", "mnist5k") else "inception", device=device)
+        self.network = load_features(name if name in ("digits", "mnist5k") else "inception", device=device)
         self.count = min(len(data), 2000)
-        self.reference = stats_of(self.features, data.images)
+        self.reference = moments_of(FoundImages(data), self.network)
 
     def __call__(self, denoiser: Denoiser) -> float:
-        stats = FeatureStats(self.features.dims)
         classes = denoiser.num_classes
-        for start in range(0, self.count, 256):
-            index = range(start, min(start + 256, self.count))
-            labels = [k % classes for k in index] if classes else None
-            seeds = [EVALUATION_SEEDS + k for k in index]
-            stats.update(self.features.features(generate(denoiser, seeds, labels=labels, batch_size=256)))
-        return frechet_distance(stats, self.reference)
+
+        def label(seed: int) -> int:
+            return seed % classes
+
+        asked = label if classes else None
+        samples = Samples(denoiser=denoiser, count=self.count, first_seed=EVALUATION_SEEDS, label=asked)
+        return frechet_distance(moments_of(samples, self.network), self.reference)

@@ -8,7 +8,6 @@ import getpass
 import json
 import os
 import re
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PureWindowsPath
@@ -21,7 +20,8 @@ from genflow.config_files import to_toml
 from genflow.data.images import EMBEDDED
 from genflow.data.shapes import TRAIN_COUNT
 from genflow.denoiser import Denoiser
-from genflow.evaluation.measurement import figure_label
+from genflow.evaluation.protocol import Figure, Result
+from genflow.evaluation.wording import NAMES, prefix, printable, protocol_lines, seed_ranges, show, show_limit
 from genflow.sampling.generate import network_calls
 
 TASK = "unconditional-image-generation"  # the hub's only task from noise to images, with classes or without
@@ -56,15 +56,15 @@ def model_card(
     repo: str,
     *,
     origin: Training | Imported | None,
-    figures: Sequence[Mapping[str, Any]],
+    figures: Sequence[Result],
     license: str,
     preview: str,
 ) -> str:
     """Return the README.md of a model: YAML front matter that the hub reads, then Markdown.
 
-    ``repo`` is ``owner/name``; ``origin`` is None where nothing is known of it, and a run's configuration holds no
-    local paths (``push`` takes them out); ``figures`` are whole records of ``genflow fid`` about this model;
-    ``license`` may be "" (not chosen) and ``preview`` is the caption of the picture preview.png, or "".
+    ``repo`` is ``owner/name``; ``origin`` is None where nothing is known of it, and neither a run's configuration nor
+    ``figures``, results of ``genflow fid`` about this model, hold local paths (``push`` takes them out); ``license``
+    may be "" (not chosen) and ``preview`` is the caption of the picture preview.png, or "".
     """
     training = origin if isinstance(origin, Training) else None
     parts = [
@@ -93,7 +93,7 @@ def last_name(path: str, otherwise: str) -> str:
     return otherwise if is_home or shown.name.casefold() in people else shown.name
 
 
-def _front_matter(repo: str, training: Training | None, figures: Sequence[Mapping[str, Any]], license: str) -> str:
+def _front_matter(repo: str, training: Training | None, figures: Sequence[Result], license: str) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     data_set = re.fullmatch(HUB_DATA, training.config.data.path) if training else None
@@ -101,14 +101,14 @@ def _front_matter(repo: str, training: Training | None, figures: Sequence[Mappin
     results = [
         EvalResult(
             task_type=TASK,
-            dataset_type=last_name(str(record["reference"]), "data"),
-            dataset_name=last_name(str(record["reference"]), "data"),
-            metric_type="fid" if _features(record) == "inception" else "frechet-distance",
-            metric_name=_label(record),
-            metric_value=round(float(record["distance"]), 4),
-            metric_args=_protocol(record),
+            dataset_type=result.protocol.reference.name,
+            dataset_name=result.protocol.reference.name,
+            metric_type="fid" if "fid" in result.figures else "frechet-distance",
+            metric_name=result.label,
+            metric_value=round(result.distance.value, 4),
+            metric_args=_arguments(result),
         )
-        for record in figures
+        for result in figures
     ]
     data = ModelCardData(
         license=license or None,
@@ -302,54 +302,60 @@ def _run(training: Training) -> str:
     )
 
 
-def _figures(figures: Sequence[Mapping[str, Any]]) -> str:
+def _figures(figures: Sequence[Result]) -> str:
     if not figures:
         return "None were measured."
-    lines = ["| figure | value | protocol |", "|---|---|---|"]
-    for record in figures:
-        protocol = "; ".join(f"{key.replace('_', ' ')} {value}" for key, value in _protocol(record).items())
-        lines.append(f"| {_label(record)} | {float(record['distance']):.4f} | {protocol} |")
+    rows = [_cells(result) for result in figures]
+    titles = ["figure", "value", "n -> infinity"]
+    titles += [title for title in dict.fromkeys(title for row in rows for title in row) if title not in titles]
+    titles = [title for title in titles if title != "protocol" and any(row.get(title) for row in rows)] + ["protocol"]
+    lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
+    lines += [f"| {' | '.join(_cell(row.get(title, '')) for title in titles)} |" for row in rows]
     lines += ["", "FD is a Fréchet distance in the features named in brackets, lower is better; FID is the one in"]
-    lines[-1] += " Inception features. Values of different protocols cannot be compared."
-    return "\n".join(lines)
+    lines[-1] += (
+        " Inception features. ± is the standard error; n -> infinity is the estimate for infinitely many images"
+    )
+    lines[-1] += (
+        " with its 95 % interval; floor is what real images score. Values of different protocols cannot be compared."
+    )
+    notes = dict.fromkeys(note for result in figures for note in result.notes)
+    return "\n".join([*lines, *(f"\n- {' '.join(printable(note).split())}" for note in notes)])
 
 
-def _features(record: Mapping[str, Any]) -> str:
-    return str(record["features"]).split(":")[0]
+def _cells(result: Result) -> dict[str, str]:
+    """Return a result as a row of the table, by title; a figure that was not measured has no cell."""
+    kind = "fid" if "fid" in result.figures else "fd"
+    shown = {"figure": result.label, "value": show(kind, result.distance), "n -> infinity": show_limit(result.distance)}
+    shown |= {NAMES.get(name, name): show(name, figure) for name, figure in _others(result)}
+    return shown | {"protocol": "; ".join(protocol_lines(result))}
 
 
-def _label(record: Mapping[str, Any]) -> str:
-    return figure_label(_features(record), record.get("count", record.get("samples")), record["quantisation"])
+def _cell(text: str) -> str:
+    return printable(text).replace("|", "\\|")
 
 
-def _protocol(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is needed to read and to repeat a figure."""
-    name, _, digest = str(record["features"]).partition(":")
-    shown: dict[str, Any] = {
-        "sampler": record["sampler"],
-        "steps": record["steps"],
-        "network_calls": record["network_calls"],
-        "guidance": record["guidance"],
-        "first_seed": record.get("first_seed", 0),
-        "reference": last_name(str(record["reference"]), "data"),
-        "reference_images": record["reference_images"],
-        "features": f"{name}:{digest[:12]}",
-        "quantisation": record["quantisation"],
-    }
-    if "distances" in record:
-        shown["seed_ranges"] = len(record["distances"])
-        shown["standard_deviation"] = round(statistics.stdev(record["distances"]), 4)
-    if "floor" in record:
-        shown["floor_of_real_images"] = round(statistics.fmean(record["floor"]), 4)
-    if record.get("memorising") is not None:
-        shown["memorising_ratio"] = round(record["memorising"], 4)
-    if record.get("accuracy") is not None:
-        shown["asked_class"] = round(record["accuracy"], 4)
-    return shown
+def _others(result: Result) -> list[tuple[str, Figure]]:
+    return [(name, figure) for name, figure in result.figures.items() if name not in ("fid", "fd")]
+
+
+def _arguments(result: Result) -> dict[str, Any]:
+    """Return what is needed to read and to repeat a figure, as plain values; what is not known is left out."""
+    samples, reference, network = result.protocol.samples, result.protocol.reference, result.protocol.network
+    shown: dict[str, Any] = dataclasses.asdict(samples.sampling) if samples.sampling else {}
+    shown |= {"samples": samples.n, "seed_ranges": seed_ranges(result), "quantisation": samples.quantisation}
+    shown |= {"reference": reference.name, "reference_images": reference.n, "reference_split": reference.split}
+    shown |= {"reference_hash": reference.hash and prefix(reference.hash), "features": network.name}
+    shown |= {"features_weights": network.weights and prefix(network.weights), "features_dtype": network.dtype}
+    distance = result.distance
+    shown |= {"standard_error": distance.standard_error, "limit": distance.limit}
+    shown |= {name: figure.value for name, figure in _others(result)}
+    rounded = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in shown.items()}
+    rounded["interval"] = distance.interval and [float(f"{end:.6g}") for end in distance.interval]
+    return {key: value for key, value in rounded.items() if value is not None}
 
 
 def _limits(
-    denoiser: Denoiser, origin: Training | Imported | None, figures: Sequence[Mapping[str, Any]], license: str
+    denoiser: Denoiser, origin: Training | Imported | None, figures: Sequence[Result], license: str
 ) -> Iterator[str]:
     """Say what follows from what is known, and what is not known."""
     _, height, width = denoiser.image_shape
@@ -357,7 +363,7 @@ def _limits(
     yield f"It makes {kind} of {height}x{width} of the kind it was trained on, and nothing else."
     if not figures:
         yield "The quality of its images has not been measured."
-    if any(record.get("memorising") is not None for record in figures):
+    if any("memorising" in result.figures for result in figures):
         yield "Memorising ratio: distance to the nearest training image over that of held-out ones (real 1, copies 0)."
     else:
         yield "Whether it reproduces training images has not been measured."

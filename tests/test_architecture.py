@@ -112,13 +112,21 @@ def test_everything_public_says_what_it_is(file: Path) -> None:
 def test_no_file_reads_or_writes_pickles(file: Path) -> None:
     """Weights of others come as torch's archives at times: two files read them, and only plain tensors."""
     banned = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
-    assert not {module.split(".")[0] for module in imports(file)} & banned
+    used = {module.split(".")[0] for module in imports(file)}
+    assert not used & banned
+    # statistics and networks of others come as pickles: two files parse them, and run nothing that is found there
+    parsers = ("evaluation.plain_pickle", "evaluation.networks.torchscript")
+    assert "pickletools" not in used or name_of(file) in parsers
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
             continue
         called = ast.unparse(node.func)
         if called in ("torch.load", "torch.save"):
-            assert name_of(file) in ("evaluation.features", "published.weights")
+            assert name_of(file) in (
+                "evaluation.networks.weights",
+                "evaluation.networks.inception",
+                "published.weights",
+            )
             safe = [ast.unparse(k.value) for k in node.keywords if k.arg == "weights_only"]
             assert called == "torch.save" or safe == ["True"]
         if called in ("np.load", "numpy.load"):

@@ -4,10 +4,8 @@ import pytest
 
 from genflow.build import build_trainer
 from genflow.config_files import find_recipe, load_config, override
-from genflow.data.images import load_images
 from genflow.denoiser import Denoiser
-from genflow.evaluation.features import load_features
-from genflow.evaluation.measurement import from_model, measure
+from genflow.evaluation.embedded import Embedded
 
 
 @pytest.mark.slow
@@ -21,9 +19,7 @@ def test_a_short_run_is_far_from_noise(recipe: str, steps: int, ema: int, tmp_pa
     changes += ["--optim.ema-halflife", str(ema), "--train.preview-every", "0"]
     config = override(load_config(find_recipe(recipe)), changes, prog="test", about="")
     denoiser = Denoiser.from_pretrained(build_trainer(config).fit())
-    train, held_out = load_images("digits", "train"), load_images("digits", "test")
-    result = measure(from_model(denoiser, held_out, steps=20), train, held_out, load_features("digits"), ranges=1)
-    assert result.distance < 12 * result.floor_mean
-    assert result.accuracy is not None
-    assert result.accuracy > 0.35  # chance is 0.1
-    assert result.memorising > 0.8
+    result = Embedded.load("digits").measure(denoiser, steps=20, ranges=1)
+    assert result.over_floor < 12
+    assert result.figures["accuracy"].value > 0.35  # chance is 0.1
+    assert result.figures["memorising"].value > 0.8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +15,10 @@ from genflow.build import build_trainer
 from genflow.cli.models import choose_device, load_model
 from genflow.cli.train import check_resume
 from genflow.config_files import find_recipe, load_config, override, parse_arguments
-from genflow.data.images import ImageData, load_images
+from genflow.data.images import ImageData
 from genflow.denoiser import Denoiser
-from genflow.evaluation.features import load_features
-from genflow.evaluation.measurement import RANGES, Measurement, from_model, measure
+from genflow.evaluation.embedded import Embedded
+from genflow.evaluation.measurement import RANGES, Measured
 from genflow.files import write_text
 from genflow.pictures import grid, write_image
 from genflow.sampling.generate import generate, network_calls
@@ -48,28 +48,26 @@ def demo(arguments: Sequence[str], *, prog: str = "genflow demo") -> None:
     device = choose_device("auto")
     denoiser = load_model(str(build_trainer(config).fit()), device)
     trained = time.perf_counter()
-    train, held_out = load_images(config.data.path, "train"), load_images(config.data.path, "test")
-    print(f"2/3  sampling {RANGES} times {len(held_out)} images with each number of steps, and measuring")
-    results = {steps: _measure(denoiser, steps, train, held_out, config.data.path) for steps in STEPS}
+    digits = Embedded.load("digits", device)
+    count = len(digits.held_out)
+    print(f"2/3  sampling {RANGES} times {count} images with each number of steps, and measuring")
+    results = {steps: digits.measure(denoiser, steps=steps, progress=_bar(steps)) for steps in STEPS}
     sampled = time.perf_counter()
     print("3/3  drawing")
     for steps in STEPS:
         images = generate(denoiser, range(80), labels=[seed % 10 for seed in range(80)], steps=steps).cpu()
         write_image(config.folder / f"samples-{steps}.png", grid(images, 10, scale=6))
-    write_image(config.folder / "real.png", grid(_rows_of_each_class(held_out), 10, scale=6))
-    report = _report(denoiser, results, f"trained in {trained - started:.0f} s, sampled in {sampled - trained:.0f} s")
+    write_image(config.folder / "real.png", grid(_rows_of_each_class(digits.held_out), 10, scale=6))
+    report = _report(
+        denoiser, results, count, f"trained in {trained - started:.0f} s, sampled in {sampled - trained:.0f} s"
+    )
     write_text(config.folder / "report.md", report)
     print("\n" + report)
     print(f"{config.folder / 'report.md'} shows this with the pictures; {config.folder / 'model'} is the model")
 
 
-def _measure(denoiser: Denoiser, steps: int, train: ImageData, held_out: ImageData, name: str) -> Measurement:
-    shown = f"{steps} steps"
-    draw = from_model(
-        denoiser, held_out, steps=steps, progress=lambda parts: tqdm(parts, desc=shown, unit="batch", leave=False)
-    )
-    features = load_features(name, device=choose_device("auto"))
-    return measure(draw, train, held_out, features)
+def _bar(steps: int) -> Callable[[Iterable[int]], Iterable[int]]:
+    return lambda units: tqdm(units, desc=f"{steps} steps", unit="unit", leave=False)
 
 
 def _rows_of_each_class(data: ImageData, rows: int = 8) -> Tensor:
@@ -79,14 +77,14 @@ def _rows_of_each_class(data: ImageData, rows: int = 8) -> Tensor:
     return torch.from_numpy(data.images[np.stack(places, axis=1).ravel()])
 
 
-def _report(denoiser: Denoiser, results: dict[int, Measurement], times: str) -> str:
+def _report(denoiser: Denoiser, results: dict[int, Measured], count: int, times: str) -> str:
     """Return the figures as Markdown, each beside what real images score."""
-    floor = next(iter(results.values()))
+    floor = next(iter(results.values())).figures["floor"].value
     sampler = denoiser.sampler
     lines = [
         "# Rectified flow on handwritten digits",
         "",
-        f"Fréchet distance between {floor.count} samples and {floor.count} held-out images, in the features of a frozen"
+        f"Fréchet distance between {count} samples and {count} held-out images, in the features of a frozen"
         f" classifier; mean of {RANGES} ranges of seeds. Sampler {sampler}; {times}.",
         "",
         "| steps | network calls | distance | over floor | memorising ratio | asked class |",
@@ -94,10 +92,11 @@ def _report(denoiser: Denoiser, results: dict[int, Measurement], times: str) -> 
     ]
     for steps, result in results.items():
         lines.append(
-            f"| {steps} | {network_calls(sampler, steps)} | {result.distance:.3f} |"
-            f" {result.distance / result.floor_mean:.2f} x | {result.memorising:.2f} | {result.accuracy:.1%} |"
+            f"| {steps} | {network_calls(sampler, steps)} | {result.figures['fd'].value:.3f} |"
+            f" {result.over_floor:.2f} x | {result.figures['memorising'].value:.2f} |"
+            f" {result.figures['accuracy'].value:.1%} |"
         )
-    lines.append(f"| real images | | {floor.floor_mean:.3f} | 1 x | 1 | |")
+    lines.append(f"| real images | | {floor:.3f} | 1 x | 1 | |")
     lines += ["", "The memorising ratio is the distance to the nearest training image over that of held-out images."]
     pictures = [*(f"samples-{steps}" for steps in results), "real"]
     lines += [f"\n{name.replace('-', ', steps: ')}\n\n![{name}]({name}.png)" for name in pictures]

@@ -1,42 +1,54 @@
-"""``genflow fid``: how far samples are from a reference."""
+"""``genflow fid``: how far samples are from a reference, and how that was found out."""
 
 from __future__ import annotations
 
-import json
-import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import difflib
+import shlex
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 import tyro
+from torch import Tensor
 from tqdm import tqdm
 
-from genflow.cli.models import choose_device, is_model, load_model, weights_hash
-from genflow.config import DataConfig
-from genflow.config_files import load_config, parse_arguments
-from genflow.data.decoding import Decoding
-from genflow.data.images import EMBEDDED, ImageData, load_images
-from genflow.denoiser import Denoiser
+from genflow.cli.models import Team, join_processes, load_model
+from genflow.cli.sides import (
+    Drawing,
+    ReadingArguments,
+    ReferenceSide,
+    Side,
+    draw_samples,
+    is_measured_model,
+    read_reference,
+    read_samples,
+    reading_of,
+)
+from genflow.config_files import parse_arguments
+from genflow.data.images import load_images
+from genflow.evaluation.caveats import caveats, check_sizes, gaps, out_of_reach
 from genflow.evaluation.features import FeatureNetwork, load_features
-from genflow.evaluation.metrics import frechet_distance
-from genflow.evaluation.measurement import Measurement, figure_label, from_model, measure, stats_of
-from genflow.files import write_text
-from genflow.sampling.generate import choose_times, network_calls
+from genflow.evaluation.measurement import METRICS, RANGES, Beside, Gathered, Wanted, gather, measure, reads_digits
+from genflow.evaluation.precision import effect
+from genflow.evaluation.protocol import Protocol, Result, save_results
+from genflow.evaluation.report import write_report
+from genflow.evaluation.sources import FoundImages
+from genflow.evaluation.uncertainty import advice
+from genflow.evaluation.wording import describe, plural
+from genflow.pictures import grid
 
-
-@dataclass(frozen=True, kw_only=True)
-class ReadingArguments:
-    """How image files are read, as in training."""
-
-    size: int = 0
-    """Side to crop and resize images to; 0 takes them as they are."""
-    channels: Literal[0, 1, 3] = 0
-    """Convert all to grey (1) or RGB (3); 0 takes them as they are."""
-    background: str = ""
-    """Colour that transparent images are laid on; "" refuses transparency."""
-    scale_16_bit: bool = False
-    """Scale images of 16 bits a channel to 8; otherwise they are refused."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ABOUT = (
+    "Distance between samples and a reference, with its standard error, what it would be with infinitely many images,"
+    " and the protocol that produced it. For a model and embedded digits the figure is the mean over five ranges of"
+    " seeds, beside the floor (real training images against held-out ones), the memorising ratio (distance to the"
+    " nearest training image over that of held-out images: 1 is real, 0 copies) and the share of samples that a frozen"
+    " classifier reads as the class asked for. Several processes share the work: torchrun --nproc_per_node 8"
+    " --no-python genflow fid ..."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,130 +58,246 @@ class FidArguments:
     samples: Annotated[str, tyro.conf.Positional]
     """A saved model, a folder, zip or .npz file of images, a data set hf:NAME, or an embedded set (its train part)."""
     reference: Annotated[str, tyro.conf.Positional]
-    """A folder, zip or .npz file of images, a data set hf:NAME, or an embedded set (its held-out part)."""
-    data: ReadingArguments = ReadingArguments()
+    """Images as for the samples (of an embedded set the held-out part), or a file of statistics: of genflow stats,
+    EDM, EDM2, ADM, clean-fid or pytorch-fid."""
+    metrics: str = "fid"
+    """What to measure besides the Fréchet distance, such as kid,pr: sfid, kid, is (Inception score), pr (precision and
+    recall), or all."""
+    data: ReadingArguments = field(default_factory=ReadingArguments)
     """How image files are read; by default as they are, or as the run was told that the model is of."""
-    features: Literal["auto", "digits", "mnist5k", "inception"] = "auto"
-    """Network whose features are compared; auto is the reference's own, if it is embedded digits, else inception."""
+    features: str = "auto"
+    """Network whose features are compared: inception, clip-vit-b-32 and others, dinov2-vit-s-14 and others,
+    efficientnet-lite0, digits, mnist5k, pixels, or MODULE:FUNCTION of yours; auto is that of the statistics, or the
+    reference's own if it is embedded digits, else inception."""
     weights: Path | None = None
-    """Weights file of the inception network."""
+    """Weights file of the network; by default it is looked for in torch's hub cache, then downloaded."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; bfloat16 is faster, and what it changes is measured and printed."""
     num: int = 0
     """Samples to draw from a model; 0 is as many as the reference has images."""
-    steps: int = 0
-    """Steps of a model's sampler; 0 is its default."""
+    steps: str = ""
+    """Steps of a model's sampler, or several to measure one after the other, such as 1,2,4; by default its own."""
     sampler: Literal["default", "euler", "heun", "dpmpp_2m", "ancestral"] = "default"
     """A model's sampler."""
     guidance: float = 1.0
     """Scale of classifier-free guidance; 1 is none."""
+    first_seed: int = 0
+    """The seed of a model's first sample; the others follow it."""
+    per_class: bool = False
+    """Measure each class too: samples asked for it against real images of it."""
     out: Path | None = None
-    """JSON file for the result and how it was obtained."""
+    """JSON file for the results, which genflow compare reads."""
+    report: Path | None = None
+    """HTML file for people: table, protocol, pictures and the curve over steps in one."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps; auto takes a GPU if there is one."""
 
 
 def fid(arguments: Sequence[str], *, prog: str = "genflow fid") -> None:
-    """Print a Fréchet distance with the protocol that produced it."""
-    about = (
-        "Fréchet distance between samples and a reference. For a model and embedded digits the figure is the mean"
-        " over five ranges of seeds, beside the floor (real training images against held-out ones), the memorising"
-        " ratio (distance to the nearest training image over that of held-out images: 1 is real, 0 copies) and the"
-        " share of samples that a frozen classifier reads as the class asked for."
-    )
-    options = parse_arguments(FidArguments, arguments, prog=prog, about=about)
-    if options.num < 0:
-        raise ValueError(f"--num must not be negative, got {options.num}")
-    device = choose_device(options.device)
-    reading = _reading(options)
-    split = "test" if options.reference in EMBEDDED else "all"
-    reference = load_images(options.reference, split, decoding=reading)
-    own = options.reference if options.reference in ("digits", "mnist5k") else "inception"
-    name = own if options.features == "auto" else options.features
-    if is_model(options.samples) or is_model(str(Path(options.samples) / "model")):
-        denoiser = load_model(options.samples, device)
-        _check_shape(denoiser.image_shape, reference)
-        features = load_features(name, options.weights, device)
-        record = _of_model(denoiser, reference, features, options)
+    """Print figures with the protocol that produced them."""
+    options = parse_arguments(FidArguments, arguments, prog=prog, about=ABOUT)
+    wanted = Wanted(metrics=_metrics(options.metrics), per_class=options.per_class)
+    steps = _steps(options.steps)
+    _check(options)
+    team = join_processes(options.device)
+    reading = reading_of(options.data, options.samples, options.reference)
+    reference = read_reference(options.reference, reading, options.features)
+    if is_measured_model(options.samples):
+        sides = _drawn(options, steps, reference, team.device)
     else:
-        split = "train" if options.samples in EMBEDDED else "all"
-        samples = load_images(options.samples, split, decoding=reading)
-        _check_shape(samples.image_shape, reference)
-        features = load_features(name, options.weights, device)
-        distance = frechet_distance(stats_of(features, samples.images), stats_of(features, reference.images))
-        record = {"distance": distance, "samples": len(samples)}
-        print(f"{figure_label(name, len(samples))} = {distance:.4f}  ({len(samples)} images of {samples.name})")
-    record |= {
-        "reference": reference.name,
-        "reference_images": len(reference),
-        "features": features.identity,
-        "quantisation": "uint8",
-    }
-    if reading != Decoding():
-        record["reading"] = asdict(reading)
-    print(f"  against {len(reference)} images of {reference.name}, features {features.identity[: len(name) + 13]}")
-    if options.out is not None:
-        write_text(options.out, json.dumps(record, indent=2) + "\n")
+        sides = [read_samples(options.samples, reading)]
+    check_sizes(sides[0].said, reference.said)
+    name = _network_name(options, reference)
+    _check_reach(wanted, name, sides[0], reference)
+    results = _measured(options, wanted, name, sides, reference, team)
+    if team.rank == 0 and options.out is not None:
+        save_results(options.out, results)
+    if team.rank == 0 and options.report is not None:
+        command = shlex.join([prog, *arguments])
+        title = f"{sides[0].said.name} against {reference.said.name}"
+        write_report(options.report, results, _pictures(sides, reference), title, command=command)
+        print(f"  report: {options.report}")
 
 
-def _reading(options: FidArguments) -> Decoding:
-    """Return how files are read: as asked for, else as the run of the model read its images."""
-    given: ReadingArguments | DataConfig = options.data
-    samples = Path(options.samples)
-    run = (samples.parent if samples.name in ("model", "best") else samples) / "config.toml"
-    measured = is_model(options.samples) or is_model(str(samples / "model"))
-    if given == ReadingArguments() and options.reference not in EMBEDDED and measured and run.is_file():
-        given = load_config(run).data
-    return Decoding(given.size or None, given.channels, given.background, given.scale_16_bit)
+def _measured(
+    options: FidArguments, wanted: Wanted, name: str, sides: Sequence[Side], reference: ReferenceSide, team: Team
+) -> list[Result]:
+    """Measure all sides against the reference, and print each result when it is there."""
+    dtype, shape = DTYPES[options.dtype], sides[0].said.shape
+    network = load_features(name, options.weights, team.device, dtype, image_shape=shape)
+    file = reference.file
+    if file is not None:
+        _check_network(network, reference)
+    results: list[Result] = []
+    with tempfile.TemporaryDirectory(prefix="genflow-") as folder:
+        if reference.data is not None:
+            source = FoundImages(reference.data)
+            there = gather(source, network, wanted, Path(folder), progress=_bar("reference", team))
+        else:
+            assert file is not None
+            there = Gathered(moments=file.stats, spatial=file.spatial)
+        beside = None
+        if len(sides[0].ranges) > 1 and reference.data is not None:
+            beside = Beside.of(load_images(options.reference, "train"), reference.data, network)
+        for side in sides:
+            classes = side.ranges[0].classes
+            progress = _bar(_how(side), team)
+            found = measure(side.ranges, there, network, wanted, beside=beside, classes=classes, progress=progress)
+            notes = list(_notes(options, wanted, network, side, reference))
+            if options.dtype != "float32" and reference.data is not None:
+                exact = load_features(name, options.weights, team.device, image_shape=shape)
+                notes.append(effect(network, exact, side.ranges[0], FoundImages(reference.data)))
+            protocol = Protocol(samples=side.said, reference=reference.said, network=network.identity)
+            results.append(
+                Result(
+                    protocol=protocol,
+                    figures=found.figures,
+                    distances=found.distances,
+                    per_class=found.per_class,
+                    notes=tuple(notes),
+                )
+            )
+            if team.rank == 0:
+                print(describe(results[-1]))
+    return results
 
 
-def _of_model(
-    denoiser: Denoiser, reference: ImageData, features: FeatureNetwork, options: FidArguments
-) -> dict[str, object]:
-    """Measure a model, print the figure, and return the record of it."""
-    sampler = denoiser.sampler if options.sampler == "default" else options.sampler
-    steps = options.steps or denoiser.steps
-    choose_times(denoiser, steps, None)
-    count = options.num or len(reference)
-    how = f"{sampler}, {steps} steps, {network_calls(sampler, steps)} network calls"
-    if options.guidance != 1:
-        how += f", guidance {options.guidance:g}"
-    record: dict[str, object] = {"model": options.samples, "weights": weights_hash(denoiser), "first_seed": 0}
-    record |= {"sampler": sampler, "steps": steps, "guidance": options.guidance}
-    record["network_calls"] = network_calls(sampler, steps)
-    draw = from_model(
-        denoiser,
-        reference,
-        steps=steps,
-        sampler=sampler,
+def _notes(
+    options: FidArguments, wanted: Wanted, network: FeatureNetwork, side: Side, reference: ReferenceSide
+) -> Iterable[str]:
+    yield from caveats(side.said, reference.said)
+    if reference.file is not None:
+        yield from gaps(reference.said, reference.file.network, reference.file.origin)
+        yield from out_of_reach(wanted.metrics, spatial=reference.file.spatial is not None)
+    yield from advice(side.said.n, reference.said.n, network.dims)
+
+
+def _drawn(options: FidArguments, steps: Sequence[int], reference: ReferenceSide, device: torch.device) -> list[Side]:
+    """Return a model's samples with each number of steps."""
+    denoiser = load_model(options.samples, device)
+    count = options.num or reference.said.n or 0
+    if not count:
+        raise ValueError(f"{options.reference} does not tell of how many images it is: give --num, how many to draw")
+    # the protocol of the embedded digits, unless something else is asked for
+    ranges = RANGES if reads_digits(options.reference) and count == reference.said.n else 1
+    drawing = Drawing(
+        steps=denoiser.steps,
+        sampler=denoiser.sampler if options.sampler == "default" else options.sampler,
         guidance=options.guidance,
-        progress=lambda parts: tqdm(parts, desc=how, unit="batch", leave=False, delay=0.1),  # after any refusal
+        count=count,
+        first_seed=options.first_seed,
+        ranges=ranges,
     )
-    if options.reference in ("digits", "mnist5k") and count == len(reference):
-        train = load_images(options.reference, "train")
-        result = measure(draw, train, reference, features)
-        print(describe(result, options.reference, how))
-        return record | asdict(result) | {"distance": result.distance}
-    made, _ = draw(range(count))
-    distance = frechet_distance(stats_of(features, made.numpy()), stats_of(features, reference.images))
-    print(f"{figure_label(features.name, count)} = {distance:.4f}  ({how}, seeds 0 to {count - 1})")
-    return record | {"distance": distance, "samples": count}
+    chosen = steps or [denoiser.steps]
+    return [draw_samples(denoiser, options.samples, reference, replace(drawing, steps=each)) for each in chosen]
 
 
-def describe(result: Measurement, data: str, how: str) -> str:
-    """Return the figure with all that is needed to read it."""
-    spread = statistics.stdev(result.distances)
-    lines = [
-        f"{figure_label(data, result.count)} = {result.distance:.3f}  (mean of {len(result.distances)} seed ranges,"
-        f" s.d. {spread:.3f}; {how})",
-        f"  floor {result.floor_mean:.3f} (real images), memorising ratio {result.memorising:.3f} (real is 1)",
-    ]
-    if result.accuracy is not None:
-        lines[1] += f", asked class {result.accuracy:.1%}"
-    return "\n".join(lines)
+def _metrics(text: str) -> frozenset[str]:
+    asked = {each.strip() for each in text.split(",") if each.strip()}
+    if "all" in asked:
+        return frozenset(METRICS)
+    for each in asked - {*METRICS}:
+        near = difflib.get_close_matches(each, METRICS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METRICS)} and all"
+        raise ValueError(f"--metrics has no {each!r}; {hint}")
+    return frozenset({"fid", *asked})
 
 
-def _check_shape(shape: Sequence[int], reference: ImageData) -> None:
-    if tuple(shape) != reference.image_shape:
+def _steps(text: str) -> list[int]:
+    try:
+        steps = [int(each) for each in text.split(",")] if text else []
+    except ValueError:
+        raise ValueError(f"--steps must be a number or several with commas, such as 1,2,4, got {text!r}") from None
+    if any(each < 1 for each in steps) or len({*steps}) != len(steps):
+        raise ValueError(f"--steps must be different numbers of at least 1, got {text!r}")
+    return steps
+
+
+def _check(options: FidArguments) -> None:
+    """Refuse values that cannot be, and options of models where there is none."""
+    if options.num < 0 or options.num == 1:
+        raise ValueError(f"--num must be at least 2, or 0 for as many as the reference has, got {options.num}")
+    if options.first_seed < 0:
+        raise ValueError(f"--first-seed must not be negative, got {options.first_seed}")
+    if is_measured_model(options.samples):
+        return
+    default = FidArguments(samples="", reference="")
+    for name in ("num", "steps", "sampler", "guidance", "first_seed"):
+        if getattr(options, name) != getattr(default, name):
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} is for models, and {options.samples} is none: leave it out")
+
+
+def _network_name(options: FidArguments, reference: ReferenceSide) -> str:
+    if options.features != "auto":
+        return options.features
+    if reference.file is not None and reference.file.network is not None:
+        return reference.file.network.name
+    return options.reference if reads_digits(options.reference) else "inception"
+
+
+def _check_network(network: FeatureNetwork, reference: ReferenceSide) -> None:
+    """Refuse statistics of other features than those of the samples will be."""
+    file = reference.file
+    assert file is not None
+    if file.stats.dims != network.dims:
         raise ValueError(
-            f"the samples are {tuple(shape)} (channels, height, width), {reference.name} is {reference.image_shape}:"
-            " distances are between images of one shape"
+            f"{reference.said.name} holds statistics of {file.stats.dims} features, {network.name} gives"
+            f" {network.dims}: name the network that they were made with by --features"
         )
+    if file.network is None:
+        return
+    for what, there, here in (
+        ("name", file.network.name, network.identity.name),
+        ("weights", file.network.weights, network.identity.weights),
+        ("resize", file.network.resize, network.identity.resize),
+        ("dtype", file.network.dtype, network.identity.dtype),
+    ):
+        if there not in (None, here):
+            raise ValueError(
+                f"{reference.said.name} was made with a network whose {what} is {there}, not {here}: use that one, or"
+                " make the statistics anew with genflow stats"
+            )
+
+
+def _check_reach(wanted: Wanted, name: str, side: Side, reference: ReferenceSide) -> None:
+    """Refuse figures that this network or these sides cannot have."""
+    missing = wanted.metrics & {"sfid", "is"}
+    if missing and name != "inception":
+        option = " and ".join(sorted(missing))
+        raise ValueError(
+            f"--metrics {option} is made of Inception's outputs, and the features are {name}: leave it out"
+        )
+    if not wanted.per_class:
+        return
+    there, here = reference.data.class_names if reference.data is not None else (), side.ranges[0].classes
+    if not there or not here:
+        lacking = "reference has" if not there else "samples have"
+        raise ValueError(f"--per-class needs classes on both sides, and the {lacking} none")
+    if there != here:
+        pairs = ((here, there), (there, here))
+        only = [", ".join(sorted({*one} - {*other})[:5]) or "none more" for one, other in pairs]
+        raise ValueError(
+            f"--per-class needs the same classes on both sides: only the samples have {only[0]}, only the reference"
+            f" has {only[1]}"
+        )
+
+
+def _how(side: Side) -> str:
+    how = side.said.sampling
+    return "samples" if how is None else f"{how.sampler}, {plural(how.steps, 'step')}"
+
+
+def _bar(what: str, team: Team) -> Callable[[Iterable[int]], Iterable[int]]:
+    """Return a progress bar over units of images, which process 0 shows."""
+    if team.count > 1:
+        what += f", process 1 of {team.count}"
+    return lambda units: tqdm(units, desc=what, unit="unit", leave=False, delay=0.5, disable=team.rank > 0)
+
+
+def _pictures(sides: Sequence[Side], reference: ReferenceSide) -> dict[str, Tensor]:
+    """Return a grid of the first samples of each side, and of the reference."""
+    found = {_how(side): side.ranges[0].unit(0)[0].cpu() for side in sides}
+    if reference.data is not None:
+        found["reference"] = FoundImages(reference.data).unit(0)[0]
+    return {name: grid(images, 8, scale=max(1, 48 // images.shape[-1])) for name, images in found.items()}

@@ -21,7 +21,9 @@ Train and sample image generators that need one, two or many network calls.
 commands:
   train RECIPE      train a model, or continue a run: the same command again resumes it
   sample MODEL      write images, one per seed
-  fid SAMPLES REF   Fréchet distance of a model, a folder, an .npz file or an embedded set to a reference
+  fid SAMPLES REF   how far a model's samples, or images, are from a reference: figures with their protocol
+  stats DATA        mean and covariance of a reference's features, as a file to give to fid
+  compare FILES     rank what fid --out wrote, if it was measured alike
   import WEIGHTS    turn published weights of EDM, rfpp or DiT into a model folder
   push RUN          share a model with its card on the Hugging Face hub
   demo              train on embedded digits, sample, measure, draw: a few minutes on a CPU
@@ -30,13 +32,15 @@ examples:
   genflow train tiny-rf
   genflow train tiny-edm --data.path photos/ --data.size 32 --name mine --optim.lr 3e-4
   genflow sample runs/tiny-rf/model --num 64 --steps 4 --out samples/
-  genflow fid runs/tiny-rf/model digits --steps 4
+  genflow fid runs/tiny-rf/model digits --steps 1,2,4 --out result.json --report report.html
+  genflow stats photos/ --data.size 64 -o photos.npz
+  genflow compare before.json after.json
   genflow import edm-cifar10.safetensors --out models/edm-cifar10
   genflow push runs/mine --repo me/mine --dry-run
 
 genflow COMMAND --help explains every option; genflow --version prints the version.
 """
-COMMANDS = ("train", "sample", "fid", "import", "push", "demo")
+COMMANDS = ("train", "sample", "fid", "stats", "compare", "import", "push", "demo")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,7 +65,7 @@ def _usage_error() -> int:
 
 
 def _run(command: str, rest: list[str]) -> None:
-    if command not in ("train", "sample"):
+    if command not in ("train", "sample", "fid", "stats"):
         check_alone(f"genflow {command}")
     match command:
         case "train":
@@ -76,6 +80,14 @@ def _run(command: str, rest: list[str]) -> None:
             from genflow.cli.fid import fid
 
             fid(rest)
+        case "stats":
+            from genflow.cli.stats import stats
+
+            stats(rest)
+        case "compare":
+            from genflow.cli.compare import compare_files
+
+            compare_files(rest)
         case "import":
             from genflow.cli.import_model import import_model
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from genflow.card import Imported, Training
     from genflow.config import Config
     from genflow.denoiser import Denoiser
+    from genflow.evaluation.protocol import Result
 
 # what an upload writes; what an earlier one left of it, under other names or without need, is removed
 _OURS = ["denoiser/diffusion_pytorch_model*", "config.toml", "preview.png", "import.json"]
@@ -69,8 +70,6 @@ def push(arguments: Sequence[str], *, prog: str = "genflow push") -> None:
     denoiser = Denoiser.from_pretrained(model)
     weights = weights_hash(denoiser)
     figures = _read_figures(options, weights)
-    for path, record in figures.items():
-        _check_figure(record, str(path), weights)
     origin = _read_import(model / "import.json") or _read_training(options.run)
     if isinstance(origin, Imported):
         print(
@@ -79,13 +78,13 @@ def push(arguments: Sequence[str], *, prog: str = "genflow push") -> None:
         )
     if options.dry_run:
         with atomic_folder(out) as folder:
-            _assemble(folder, denoiser, origin, list(figures.values()), options)
+            _assemble(folder, denoiser, origin, figures, options)
         shown = options.repo + (" (private)" if options.private else "")
         print(f"{out}: what would be uploaded to {shown}")
         print("\n".join(f"  {name}  {size:,} bytes" for name, size in _listing(out)))
         return
     with tempfile.TemporaryDirectory() as temporary:
-        _assemble(Path(temporary), denoiser, origin, list(figures.values()), options)
+        _assemble(Path(temporary), denoiser, origin, figures, options)
         print(f"{_upload(Path(temporary), options)}: {len(_listing(Path(temporary)))} files uploaded")
 
 
@@ -123,50 +122,71 @@ def _run_of(folder: Path) -> Path:
     return folder.parent if folder.name == place.name else place.parent
 
 
-def _read_figures(options: PushArguments, weights: str) -> dict[Path, Any]:
-    """Return the records given, and those of models that lie in the run's folder, by file.
+def _read_figures(options: PushArguments, weights: str) -> list[Result]:
+    """Return the results given, and those of models that lie in the run's folder, without local paths.
 
     For model/ or best/ of a run, those of the other one are left out.
     """
-    found = {path: _read_json(path) for path in options.figures}
-    given = {path.resolve() for path in found}
+    from genflow.evaluation.comparison import read_entries
+
+    found: list[Result] = []
+    for path in options.figures:
+        for result in (entry.result for entry in read_entries(path)):
+            _check_figure(result, path, weights)
+            found.append(result)
+    given = {path.resolve() for path in options.figures}
     run = _run_of(options.run)
     for path in sorted({*options.run.glob("*.json"), *run.glob("*.json")}):
-        record = _read_json(path)
-        if path.resolve() in given or not (isinstance(record, dict) and {"distance", "weights"} <= record.keys()):
+        if path.resolve() in given or not _holds_figures(path):
             continue
-        if run == options.run or record["weights"] == weights:
-            found[path] = record
-    return found
+        for result in (entry.result for entry in read_entries(path)):
+            sampling = result.protocol.samples.sampling
+            if sampling is not None and (run == options.run or sampling.weights == weights):
+                _check_figure(result, path, weights)
+                found.append(result)
+    return [_result_without_local_paths(result) for result in found]
 
 
-def _check_figure(record: Any, source: str, weights: str) -> None:
-    """Refuse what is not a whole record of ``genflow fid`` about the model with these weights, naming ``source``."""
-    if not isinstance(record, dict) or "distance" not in record:
-        raise ValueError(f"{source} is not a figure: give a file that `genflow fid --out` wrote")
-    if "weights" not in record:
+def _holds_figures(path: Path) -> bool:
+    """Tell figures, also those of a format that is not read any more, from other files of a run."""
+    record = _read_json(path)
+    return isinstance(record, dict) and ("results" in record or {"distance", "weights"} <= record.keys())
+
+
+def _check_figure(result: Result, source: Path, weights: str) -> None:
+    """Refuse what was not measured of the model with these weights, or cannot be read, naming ``source``."""
+    samples, network = result.protocol.samples, result.protocol.network
+    if samples.sampling is None:
         raise ValueError(f"{source} measured a folder of images, not a model: give figures of `genflow fid MODEL`")
-    if record["weights"] != weights:
+    if samples.sampling.weights != weights:
         raise ValueError(f"{source} holds figures of another model: measure this one with `genflow fid --out`")
-    needed = ("sampler", "steps", "guidance", "network_calls", "reference", "reference_images", "features")
-    lacking = [key for key in (*needed, "quantisation") if key not in record]
-    lacking += [] if {"count", "samples"} & record.keys() else ["samples"]
+    needed = {"samples.n": samples.n, "samples.quantisation": samples.quantisation, "network.weights": network.weights}
+    lacking = [name for name, value in needed.items() if value is None]
     if lacking:
         raise ValueError(f"{source} lacks {' and '.join(lacking)}, without which its figure cannot be read")
-    numbers = ("distance", "steps", "guidance", "network_calls", "reference_images", "count", "samples", "first_seed")
-    wrong = [f"{key} is not a finite number" for key in numbers if key in record and not _is_finite(record[key])]
-    for key in ("memorising", "accuracy"):
-        if record.get(key) is not None and not _is_finite(record[key]):
-            wrong.append(f"{key} is neither a finite number nor null")
-    for key in ("distances", "floor"):
-        values = record.get(key, [0, 0])
-        if not isinstance(values, list) or len(values) < 2 or not all(map(_is_finite, values)):
-            wrong.append(f"{key} is not a list of two finite numbers or more")
-    for key in ("sampler", "reference", "features", "quantisation"):
-        if not isinstance(record[key], str):
-            wrong.append(f"{key} is not a string")
-    if wrong:
-        raise ValueError(f"{source} is damaged, {' and '.join(wrong)}: measure anew with `genflow fid --out`")
+
+
+def _result_without_local_paths(result: Result) -> Result:
+    """Return a result whose names have lost the folders that lead to them; a note that still tells a path is left out.
+
+    Names of classes, which come from folders too, are not shared.
+    """
+    from genflow.card import last_name
+
+    samples, reference, network = result.protocol.samples, result.protocol.reference, result.protocol.network
+    names = {samples.name: _start(samples.name), reference.name: _data_source(reference.name)}
+    names[network.name] = last_name(network.name, "own")
+    protocol = replace(
+        result.protocol,
+        samples=replace(samples, name=names[samples.name]),
+        reference=replace(reference, name=names[reference.name]),
+        network=replace(network, name=names[network.name]),
+    )
+    notes = list(result.notes)
+    for name in sorted(names, key=len, reverse=True):
+        notes = [note.replace(name, names[name]) if set(name) & set("/\\~") else note for note in notes]
+    kept = tuple(note for note in notes if not re.search(r"(?<!\w)(?:[~/\\]|\.\.?[/\\]|[A-Za-z]:[/\\])\S", note))
+    return replace(result, protocol=protocol, notes=kept, per_class={})
 
 
 def _is_finite(value: Any) -> TypeGuard[int | float]:
@@ -184,7 +204,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _assemble(
-    folder: Path, denoiser: Denoiser, origin: Training | Imported | None, figures: list[Any], options: PushArguments
+    folder: Path, denoiser: Denoiser, origin: Training | Imported | None, figures: list[Result], options: PushArguments
 ) -> None:
     """Write what is shared: the pipeline folder anew, where it came from, a preview and the card."""
     from genflow.card import PREVIEW, Imported, Training, model_card

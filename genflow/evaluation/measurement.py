@@ -1,150 +1,259 @@
-"""The measurement behind every reported figure: samples against held-out images, beside what real images score."""
+"""Every reported figure comes from here: samples against a reference, with what is needed to read the result."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from genflow.data.images import ImageData
-from genflow.denoiser import Denoiser
-from genflow.evaluation.features import DigitFeatures, FeatureNetwork
-from genflow.evaluation.metrics import class_accuracy, floor_distances, frechet_distance, memorising_ratio
+from genflow.evaluation.blocks import BlockStats
+from genflow.evaluation.extraction import (
+    AskedClass,
+    NearestImages,
+    Progress,
+    Scores,
+    Sink,
+    SpatialMoments,
+    VectorBlocks,
+    VectorFile,
+    pass_through,
+)
+from genflow.evaluation.features import FeatureNetwork
+from genflow.evaluation.frechet import frechet_distance
+from genflow.evaluation.inception_score import InceptionScore
+from genflow.evaluation.metrics import floor_distances
+from genflow.evaluation.neighbours import kernel_distance, precision_recall
+from genflow.evaluation.protocol import Figure
+from genflow.evaluation.sources import FoundImages, Source
 from genflow.evaluation.statistics import FeatureStats
-from genflow.sampling.generate import generate
+from genflow.evaluation.uncertainty import combine, default_blocks, estimate
 
-RANGES = 5  # seed ranges whose mean is reported
+METRICS = ("fid", "sfid", "kid", "is", "pr")
+SPATIAL = 2023  # spatial features of Inception
+RANGES = 5  # seed ranges whose mean is reported on embedded data
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """A Fréchet distance and what is needed to read it.
+class Wanted:
+    """What is to be measured: names of ``METRICS``, and whether classes are measured one by one too."""
 
-    ``distances`` holds one value per seed range, each between ``count`` samples and the ``count`` held-out images;
-    ``floor`` the same for real training images; ``memorising`` is the ratio of nearest-neighbour distances to the
-    training images, samples over held-out (real is 1, copies 0); ``accuracy`` the share of samples that the frozen
-    classifier reads as the class asked for, if it can.
-    """
-
-    distances: tuple[float, ...]
-    floor: tuple[float, ...]
-    memorising: float
-    accuracy: float | None
-    count: int
-    features: str
+    metrics: frozenset[str] = frozenset({"fid"})
+    per_class: bool = False
 
     @property
-    def distance(self) -> float:
-        """Mean over the seed ranges."""
-        return statistics.fmean(self.distances)
-
-    @property
-    def floor_mean(self) -> float:
-        """Mean over the subsets of real training images."""
-        return statistics.fmean(self.floor)
+    def every_vector(self) -> bool:
+        """Whether moments are not enough."""
+        return self.per_class or bool(self.metrics & {"kid", "pr"})
 
 
-def figure_label(features: str, count: int, quantisation: str = "uint8") -> str:
-    """Return how a distance is called: FID in Inception features, FD in any other, with the number of samples."""
-    kind = "FID" if features == "inception" else "FD"
-    return f"{kind}-{count}[{features},{quantisation}]"
+@dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """What is kept of one side. Of a statistics file there are only moments, perhaps spatial ones too."""
+
+    moments: FeatureStats
+    spatial: FeatureStats | None = None
+    blocks: BlockStats | None = None
+    score: InceptionScore | None = None
+    vectors: VectorFile | None = None
 
 
-def measure(
-    sample: Callable[[range], tuple[Tensor, Tensor | None]],
-    train: ImageData,
-    held_out: ImageData,
-    features: FeatureNetwork,
+def gather(
+    source: Source,
+    network: FeatureNetwork,
+    wanted: Wanted,
+    folder: Path | None,
     *,
-    ranges: int = RANGES,
-) -> Measurement:
-    """Measure what ``sample(seeds)`` gives, images (N, C, H, W) uint8 and their labels, over ranges of seeds."""
-    count = len(held_out)
-    reference = FeatureStats.of(_vectors(features, torch.from_numpy(held_out.images)))
-    distances, images, labels = [], [], []
-    for k in range(ranges):
-        made, asked = sample(range(k * count, (k + 1) * count))
-        distances.append(frechet_distance(FeatureStats.of(_vectors(features, made)), reference))
-        images.append(made)
-        labels.append(asked)
-    every = torch.cat(images)
-    held = torch.from_numpy(held_out.images)
-    known = torch.from_numpy(train.images)
-    accuracy = None
-    if isinstance(features, DigitFeatures) and labels[0] is not None:
-        logits = torch.cat([features.logits(part) for part in every.split(256)])
-        accuracy = class_accuracy(logits, torch.cat(labels))
-    return Measurement(
-        distances=tuple(distances),
-        floor=tuple(floor_distances(_vectors(features, known), _vectors(features, held), repeats=RANGES)),
-        memorising=memorising_ratio(every, known, held),
-        accuracy=accuracy,
-        count=count,
-        features=features.identity,
+    also: Sequence[Sink] = (),
+    progress: Progress = iter,
+) -> Gathered:
+    """Pass the images of a source once and keep what the wanted figures need.
+
+    Sums of blocks and vectors lie in ``folder``, which must stay until the figures are there; without one, sums lie in
+    memory. Raises ``ValueError`` for vectors and no folder.
+    """
+    if folder is None and wanted.every_vector:
+        raise ValueError("figures of all vectors need a folder to keep them in")
+    dims, count = network.dims, source.count
+    blocks = VectorBlocks(BlockStats(dims, count, default_blocks(dims, count), scratch=folder))
+    spatial = SpatialMoments(SPATIAL) if "sfid" in wanted.metrics else None
+    scores = Scores(InceptionScore(count)) if "is" in wanted.metrics else None
+    file = VectorFile(count, dims, folder) if folder is not None and wanted.every_vector else None
+    sinks = [sink for sink in (blocks, spatial, scores, file) if sink is not None]
+    pass_through(source, network, [*sinks, *also], progress)
+    return Gathered(
+        moments=blocks.blocks.whole(),
+        blocks=blocks.blocks,
+        spatial=spatial and spatial.stats,
+        score=scores and scores.score,
+        vectors=file,
     )
 
 
-def labels_of(denoiser: Denoiser, held_out: ImageData) -> Tensor | None:
-    """Return the labels to ask a model for: those of the held-out images, or its own classes in turn, or None.
+def moments_of(source: Source, network: FeatureNetwork, *, progress: Progress = iter) -> FeatureStats:
+    """Return nothing but mean and covariance of the vectors of a source."""
+    sink = VectorBlocks(BlockStats(network.dims, source.count, 1, scratch=None))
+    pass_through(source, network, [sink], progress)
+    return sink.blocks.whole()
 
-    Raises ``ValueError`` if both have classes, but not as many.
+
+def figures(sets: Sequence[Gathered], reference: Gathered, name: str, wanted: Wanted) -> dict[str, Figure]:
+    """Return the figures of one or several sets of samples against a reference, in features of the network ``name``.
+
+    Several sets, of other seeds each, give the mean over them. What the reference does not hold is left out.
     """
-    if denoiser.num_classes == 0:
-        return None
-    if held_out.labels is None:
-        return torch.arange(len(held_out)) % denoiser.num_classes
-    if held_out.num_classes != denoiser.num_classes:
-        raise ValueError(
-            f"the model has {denoiser.num_classes} classes, {held_out.name} has {held_out.num_classes}: images of one"
-            " class cannot be measured against those of another; put the reference in one folder without classes"
-        )
-    return torch.from_numpy(held_out.labels)
+    estimates = [estimate(_of(each.blocks), reference.blocks or reference.moments) for each in sets]
+    found = {"fid" if name == "inception" else "fd": combine(estimates).figure}
+    if reference.spatial is not None and "sfid" in wanted.metrics:
+        found["sfid"] = _mean([Figure(value=frechet_distance(_of(each.spatial), reference.spatial)) for each in sets])
+    if "is" in wanted.metrics:
+        found["inception_score"] = _mean([_of(each.score).score() for each in sets])
+    if reference.vectors is None:
+        return found
+    real = reference.vectors.vectors
+    drawn = [_of(each.vectors).vectors for each in sets]
+    if "kid" in wanted.metrics:
+        found["kid"] = _mean([kernel_distance(each, real) for each in drawn])
+    if "pr" in wanted.metrics:
+        both = [precision_recall(each, real) for each in drawn]
+        found["precision"] = _mean([precision for precision, _ in both])
+        found["recall"] = _mean([recall for _, recall in both])
+    return found
 
 
-def from_model(
-    denoiser: Denoiser,
-    held_out: ImageData,
-    *,
-    steps: int | None = None,
-    sampler: str | None = None,
-    guidance: float = 1.0,
-    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
-) -> Callable[[range], tuple[Tensor, Tensor | None]]:
-    """Return a function for ``measure`` that samples a model; seed k takes label k mod N of ``labels_of``."""
-    labels = labels_of(denoiser, held_out)
+def per_class(sets: Sequence[Gathered], reference: Gathered, names: Sequence[str]) -> dict[str, Figure]:
+    """Return the Fréchet distance of each class, samples asked for it against real images of it.
 
-    def sample(seeds: range) -> tuple[Tensor, Tensor | None]:
-        parts = []
-        for start in progress(range(0, len(seeds), 256)):
-            chosen = slice(start, start + 256)
-            asked = None if labels is None else [int(labels[k % len(labels)]) for k in seeds[chosen]]
-            parts.append(
-                generate(
-                    denoiser,
-                    seeds[chosen],
-                    labels=asked,
-                    steps=steps,
-                    sampler=sampler,
-                    guidance=guidance,
-                    batch_size=256,
-                ).cpu()
+    A class with fewer than two images on a side has none.
+    """
+    found: dict[str, Figure] = {}
+    for label, name in enumerate(names):
+        real = _rows(_of(reference.vectors), label)
+        drawn = [_rows(_of(each.vectors), label) for each in sets]
+        if min(len(real), *map(len, drawn)) >= 2:
+            there = FeatureStats.of(torch.from_numpy(real))
+            found[name] = _mean(
+                [Figure(value=frechet_distance(FeatureStats.of(torch.from_numpy(rows)), there)) for rows in drawn]
             )
-        return torch.cat(parts), None if labels is None else labels[torch.tensor(seeds) % len(labels)]
-
-    return sample
+    return found
 
 
-def stats_of(features: FeatureNetwork, images: np.ndarray, *, batch_size: int = 256) -> FeatureStats:
-    """Return the statistics of images (N, C, H, W) uint8, which may be a memory map larger than memory."""
-    stats = FeatureStats(features.dims)
-    for start in range(0, len(images), batch_size):
-        stats.update(features.features(torch.from_numpy(np.array(images[start : start + batch_size]))))
-    return stats
+def _rows(file: VectorFile, label: int) -> np.ndarray:
+    return file.vectors[file.labels == label]
 
 
-def _vectors(features: FeatureNetwork, images: Tensor) -> Tensor:
-    return torch.cat([features.features(part).cpu() for part in images.split(256)])
+def _of(value: _T | None) -> _T:
+    assert value is not None
+    return value
+
+
+def _mean(found: Sequence[Figure]) -> Figure:
+    """Return the mean of figures of other seeds; its error is told by their spread, or by the only one itself."""
+    if len(found) == 1:
+        return found[0]
+    values = [each.value for each in found]
+    return Figure(value=statistics.fmean(values), standard_error=statistics.stdev(values) / len(values) ** 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """What a distance on embedded data is read beside: images to train on, and what real images score."""
+
+    train: torch.Tensor
+    floor: Figure
+    held_out_nearest: float
+
+    @classmethod
+    def of(cls, train: ImageData, held_out: ImageData, network: FeatureNetwork) -> Beside:
+        """Measure held-out images against training images.
+
+        Raises ``ValueError`` if every held-out image is also a training image.
+        """
+        near = NearestImages(torch.from_numpy(train.images))
+        with tempfile.TemporaryDirectory(prefix="genflow-") as name:
+            every = Wanted(per_class=True)
+            real, known = FoundImages(held_out), FoundImages(train)
+            there = gather(real, network, every, Path(name), also=[near])
+            here = gather(known, network, every, Path(name))
+            distances = floor_distances(_in_order(here, known), _in_order(there, real), repeats=RANGES)
+        if near.mean == 0:
+            raise ValueError("every held-out image is also a training image: no ratio can be formed")
+        spread = statistics.stdev(distances) / len(distances) ** 0.5
+        floor = Figure(value=statistics.fmean(distances), standard_error=spread)
+        return cls(train=torch.from_numpy(train.images), floor=floor, held_out_nearest=near.mean)
+
+
+def _in_order(side: Gathered, source: FoundImages) -> torch.Tensor:
+    """Return the vectors in the order of the images themselves."""
+    vectors = _of(side.vectors).vectors
+    ordered = np.empty_like(vectors)
+    ordered[source.order] = vectors
+    return torch.from_numpy(ordered)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Figures without their protocol; see ``Result``."""
+
+    figures: dict[str, Figure]
+    distances: tuple[float, ...]
+    per_class: dict[str, Figure]
+
+    @property
+    def over_floor(self) -> float:
+        """The Fréchet distance as a multiple of what real images score."""
+        distance = self.figures["fid" if "fid" in self.figures else "fd"]
+        return distance.value / self.figures["floor"].value
+
+
+def measure(
+    ranges: Sequence[Source],
+    reference: Gathered,
+    network: FeatureNetwork,
+    wanted: Wanted,
+    *,
+    beside: Beside | None = None,
+    classes: Sequence[str] = (),
+    progress: Progress = iter,
+) -> Measured:
+    """Measure samples, one source for each range of seeds, against a reference.
+
+    Args:
+        ranges: of a model on embedded data five, else one.
+        reference: what ``gather`` kept of it, or what a statistics file holds.
+        network: whose features are compared.
+        wanted: which figures.
+        beside: adds the floor, the memorising ratio and, where the network reads classes, the share of right ones.
+        classes: names of the classes that samples were asked for, if they were.
+        progress: wraps the numbers of the units.
+    """
+    with tempfile.TemporaryDirectory(prefix="genflow-") as name:
+        near = [NearestImages(beside.train) for _ in ranges] if beside is not None else []
+        asked = [AskedClass() for _ in ranges] if beside is not None and classes and reads_digits(network.name) else []
+        sets = [
+            gather(each, network, wanted, Path(name), also=[*near[k : k + 1], *asked[k : k + 1]], progress=progress)
+            for k, each in enumerate(ranges)
+        ]
+        found = figures(sets, reference, network.name, wanted)
+        single = tuple(frechet_distance(each.moments, reference.moments) for each in sets) if len(sets) > 1 else ()
+        by_class = {}
+        if wanted.per_class and classes and reference.vectors is not None:
+            by_class = per_class(sets, reference, classes)
+    if beside is not None:
+        found["floor"] = beside.floor
+        found["memorising"] = _mean([Figure(value=each.mean / beside.held_out_nearest) for each in near])
+    if asked:
+        found["accuracy"] = _mean([Figure(value=each.share) for each in asked])
+    return Measured(figures=found, distances=single, per_class=by_class)
+
+
+def reads_digits(name: str) -> bool:
+    """Tell whether the network of this name is a classifier of the digits that come with the package."""
+    return name in ("digits", "mnist5k")

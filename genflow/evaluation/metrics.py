@@ -1,35 +1,11 @@
-"""Numbers that compare images: Fréchet distance with its floor, memorising, class accuracy."""
+"""Numbers that compare images: the floor of the Fréchet distance, memorising, class accuracy."""
 
 import torch
 from torch import Tensor
 
+from genflow.evaluation.frechet import frechet_distance
 from genflow.evaluation.statistics import FeatureStats
 from genflow.pixels import to_unit
-
-
-def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
-    """Squared Fréchet distance of two Gaussians with the given means and covariances.
-
-        d = |m_a - m_b|^2 + tr A + tr B - 2 tr (A^1/2 B A^1/2)^1/2
-
-    The last trace is the sum of the roots of the eigenvalues of the symmetric matrix S B S with
-    S = A^1/2 from an eigendecomposition of A. So it is real and finite for any covariances, also
-    for fewer features than dims, and much faster than a matrix square root. Rounding below zero is
-    clipped. "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium"
-    (arXiv 1706.08500, eq. 6); with n images the estimate is biased upwards by about 1/n.
-
-    Raises:
-        ValueError: the statistics differ in D, or one holds fewer than two features.
-    """
-    if a.dims != b.dims:
-        raise ValueError(f"cannot compare features of {a.dims} and {b.dims} dims")
-    cov_a, cov_b = a.covariance, b.covariance
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = vectors * values.clamp(min=0).sqrt()  # root root^T = A, and root^T B root ~ S B S
-    inner = root.T @ cov_b @ root
-    cross = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp(min=0).sqrt().sum()
-    shift = (a.mean - b.mean).square().sum()
-    return max(0.0, float(shift + cov_a.trace() + cov_b.trace() - 2 * cross))
 
 
 def floor(features_train: Tensor, features_held_out: Tensor, *, repeats: int = 5, seed: int = 0) -> float:

@@ -102,6 +102,7 @@ class Figure:
 
     value: float
     standard_error: float | None = None
+    """Of the images on both sides, unless the reference is statistics only: those are taken for exact."""
     limit: float | None = None
     """Estimate of what it would be with infinitely many images."""
     interval: tuple[float, float] | None = None
@@ -210,15 +211,20 @@ def load_results(path: Path) -> list[Result]:
         raise ValueError(f"{advice}: {error}") from None
     from pydantic import TypeAdapter, ValidationError
 
+    where = ""
     try:
-        record = json.loads(text)
+        record = json.loads(text, parse_constant=_no_number)
         if not isinstance(record, Mapping) or record.get("format") != FORMAT:
             raise ValueError(f"{advice} (format {FORMAT}): measure anew")
-        return TypeAdapter(list[Result]).validate_python(record["results"])
-    except (json.JSONDecodeError, KeyError, ValidationError) as error:
-        where = (
-            next((".".join(map(str, e["loc"])) for e in error.errors()), "")
-            if isinstance(error, ValidationError)
-            else ""
-        )
-        raise ValueError(f"{advice}, or it is damaged{f' at results.{where}' if where else ''}: measure anew") from None
+        results = TypeAdapter(list[Result]).validate_json(json.dumps(record["results"]), strict=True)
+        if results and all({"fid", "fd"} & result.figures.keys() for result in results):
+            return results
+    except ValidationError as error:
+        where = f" at results.{'.'.join(map(str, error.errors()[0]['loc']))}"
+    except (json.JSONDecodeError, KeyError):
+        pass
+    raise ValueError(f"{advice}, or it is damaged{where}: measure anew")
+
+
+def _no_number(text: str) -> None:
+    raise KeyError(text)  # NaN and Infinity are not JSON, though Python takes them

@@ -1,7 +1,8 @@
-"""Mean and covariance of features as float64 sums that can be updated, merged and stored."""
+"""Mean and covariance of features as float64 sums that can be updated, merged and shared by processes."""
 
-import json
-import zipfile
+from __future__ import annotations
+
+from collections.abc import Iterator
 from pathlib import Path
 from typing import final
 
@@ -9,7 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genflow.files import atomic_file
+from genflow.evaluation.reduction import several_processes, sum_over_processes
+from genflow.files import naming
+
+CHUNK = 2048  # rows that are in memory as float64 at a time
+STRIP = 512  # columns of the outer products that are computed at a time
 
 
 @final
@@ -22,7 +27,11 @@ class FeatureStats:
 
         mean = o + s / n,    covariance = (S - s s^T / n) / (n - 1).
 
-    The result depends on the order and size of batches only by rounding.
+    The result depends on the order and size of batches only by rounding. Of the symmetric S only
+    strips on and above the diagonal are kept up to date, which halves the work; what is below is
+    mirrored when it is asked for.
+
+    ``count`` is n, or None for moments of an unknown number of features (``from_moments``).
 
     Args:
         dims: D.
@@ -35,13 +44,13 @@ class FeatureStats:
         if dims < 1:
             raise ValueError(f"dims={dims} must be at least 1")
         self.dims = dims
-        self.count = 0
+        self.count: int | None = 0
         self._origin = torch.zeros(dims, dtype=torch.float64)
         self._sum = torch.zeros(dims, dtype=torch.float64)
         self._outer = torch.zeros(dims, dims, dtype=torch.float64)
 
     @classmethod
-    def of(cls, features: Tensor) -> "FeatureStats":
+    def of(cls, features: Tensor) -> FeatureStats:
         """Statistics of one batch (N, D)."""
         if features.ndim != 2:
             raise ValueError(f"features must be (N, D), got {tuple(features.shape)}")
@@ -49,43 +58,118 @@ class FeatureStats:
         stats.update(features)
         return stats
 
+    @classmethod
+    def from_moments(cls, mean: Tensor, covariance: Tensor, count: int | None) -> FeatureStats:
+        """Statistics with this mean (D,) and unbiased covariance (D, D), of any real dtype.
+
+        With a ``count`` they can be merged and updated like any others. None says that nobody knows how many features
+        they are of: they can then only be compared.
+
+        Raises:
+            ValueError: the shapes do not fit, a value is not finite, the covariance is not symmetric (to the rounding
+                of single precision), or count < 2.
+        """
+        mean, covariance = (x.detach().to("cpu", torch.float64) for x in (mean, covariance))
+        if mean.ndim != 1 or len(mean) < 1 or covariance.shape != (len(mean), len(mean)):
+            raise ValueError(f"mean {tuple(mean.shape)} and covariance {tuple(covariance.shape)} do not fit")
+        if count is not None and count < 2:
+            raise ValueError(f"moments of count={count} features: a covariance needs at least 2")
+        if not (mean.isfinite().all() and covariance.isfinite().all()):
+            raise ValueError("the moments hold NaN or infinity")
+        if (covariance - covariance.T).abs().max() > 1e-4 * covariance.abs().max():
+            raise ValueError("the covariance is not symmetric")
+        stats = cls(len(mean))
+        stats.count = count
+        stats._origin = mean.clone()
+        stats._outer = (covariance + covariance.T) * ((1 if count is None else count - 1) / 2)
+        return stats
+
     def update(self, features: Tensor) -> None:
         """Add a batch of features (B, D) of any floating dtype, on any device.
 
         Raises:
-            ValueError: the batch has another D, or holds NaN or infinity.
+            ValueError: the batch has another D, or holds NaN or infinity (nothing is then added), or the count is
+                unknown.
         """
+        count = self._known()
         if features.ndim != 2 or features.shape[1] != self.dims:
             raise ValueError(f"features must be (B, {self.dims}), got {tuple(features.shape)}")
-        rows = features.detach().to("cpu", torch.float64)
-        if not rows.isfinite().all():
+        if not features.isfinite().all():
             raise ValueError("features hold NaN or infinity: look at the images they come from")
-        if len(rows) == 0:
-            return
-        if self.count == 0:
-            self._origin = rows.mean(dim=0)
-        centred = rows - self._origin
-        self.count += len(rows)
-        self._sum += centred.sum(dim=0)
-        self._outer += centred.T @ centred
+        for part in features.detach().split(CHUNK):
+            if len(part) == 0:
+                return
+            rows = part.to("cpu", torch.float64)
+            if count == 0:
+                self._origin = rows.mean(dim=0)
+            centred = rows - self._origin
+            for strip, right in _strips(self._outer):
+                strip.addmm_(centred[:, right][:, : len(strip)].T, centred[:, right])
+            self._sum += centred.sum(dim=0)
+            count += len(rows)
+        self.count = count
 
-    def merge(self, other: "FeatureStats") -> "FeatureStats":
+    def merge(self, other: FeatureStats) -> FeatureStats:
         """Statistics of both sets of features together; neither operand changes.
 
         Raises:
-            ValueError: the sets differ in D.
+            ValueError: the sets differ in D, or a count is unknown.
         """
+        both = FeatureStats(self.dims)
+        both._origin = self._origin if self._known() else other._origin
+        both._add(self, 1)
+        both._add(other, 1)
+        return both
+
+    def without(self, part: FeatureStats) -> FeatureStats:
+        """Statistics of these features less ``part``, which are some of them; neither operand changes.
+
+        Loses the digits by which the part outweighs the rest, so take away less than nearly all.
+
+        Raises:
+            ValueError: the sets differ in D, a count is unknown, or the part has more features than there are.
+        """
+        rest = FeatureStats(self.dims)
+        rest._origin = self._origin
+        rest._add(self, 1)
+        rest._add(part, -1)
+        return rest
+
+    def _add(self, other: FeatureStats, sign: int) -> None:
+        """Add the sums of other features to these, around this origin, or take them away."""
         if other.dims != self.dims:
             raise ValueError(f"cannot merge statistics of {self.dims} and {other.dims} dims")
-        both = FeatureStats(self.dims)
-        both._origin = self._origin if self.count else other._origin
-        for part in (self, other):
-            shift = part._origin - both._origin  # f - o' = (f - o) + shift
-            both.count += part.count
-            both._sum += part._sum + part.count * shift
-            cross = torch.outer(part._sum, shift)
-            both._outer += part._outer + cross + cross.T + part.count * torch.outer(shift, shift)
-        return both
+        count = other._known()
+        if self._known() + sign * count < 0:
+            raise ValueError(f"cannot take {count} features from {self.count}")
+        self.count = self._known() + sign * count
+        shift = other._origin - self._origin  # f - o' = (f - o) + shift
+        self._sum.add_(other._sum + count * shift, alpha=sign)
+        self._outer.add_(other._outer, alpha=sign)
+        if shift.any():
+            self._outer.addr_(other._sum, shift, alpha=sign)
+            self._outer.addr_(shift, other._sum + count * shift, alpha=sign)
+
+    def reduce(self) -> FeatureStats:
+        """Statistics of the features of all processes together, the same in each; these do not change.
+
+        Every process must call it, also one without features. A single process gets these statistics themselves.
+
+        Raises:
+            ValueError: the count is unknown.
+        """
+        if not several_processes():
+            return self
+        count = self._known()
+        everybody = FeatureStats(self.dims)
+        total = sum_over_processes(torch.tensor(count))
+        # one origin for all processes, amid the features
+        everybody._origin = sum_over_processes(self._origin * count) / total.clamp(min=1)
+        everybody._add(self, 1)
+        everybody.count = int(total)
+        everybody._sum = sum_over_processes(everybody._sum)
+        everybody._outer = sum_over_processes(everybody._outer)
+        return everybody
 
     @property
     def mean(self) -> Tensor:
@@ -94,9 +178,9 @@ class FeatureStats:
         Raises:
             ValueError: there are no features yet.
         """
-        if self.count < 1:
+        if self.count == 0:
             raise ValueError("the mean of no features is undefined: call update first")
-        return self._origin + self._sum / self.count
+        return self._origin + self._sum / (self.count or 1)
 
     @property
     def covariance(self) -> Tensor:
@@ -105,56 +189,49 @@ class FeatureStats:
         Raises:
             ValueError: there are fewer than two features.
         """
-        if self.count < 2:
+        if self.count is None:
+            covariance = self._outer.clone()
+        elif self.count < 2:
             raise ValueError(f"a covariance needs at least 2 features, got {self.count}")
-        centred = self._outer - torch.outer(self._sum, self._sum) / self.count
-        return (centred + centred.T) / (2 * (self.count - 1))
+        else:
+            covariance = torch.addr(self._outer, self._sum, self._sum, alpha=-1 / self.count)
+            covariance /= self.count - 1
+        for strip, right in _strips(covariance):
+            square = strip[:, : len(strip)]
+            square.copy_(square.triu() + square.triu(1).T)
+            covariance[right, right.start : right.start + len(strip)] = strip.T.clone()
+        return covariance
 
-    def save(self, path: Path, protocol: dict[str, object]) -> None:
-        """Write ``mu`` (D,), ``sigma`` (D, D), ``n`` and the protocol as JSON to a ``.npz`` file.
+    def _known(self) -> int:
+        if self.count is None:
+            raise ValueError("nobody knows how many features these statistics are of: they can only be compared")
+        return self.count
 
-        The file appears complete or not at all. ``mu`` and ``sigma`` are named as in other
-        projects' reference files.
-
-        Args:
-            path: ends in ``.npz``.
-            protocol: how the features were made (network, data, count ...), JSON values.
+    def write_raw(self, path: Path) -> None:
+        """Write the sums as they are, for this program to read again: (1 + 2 D + D D) float64 numbers, n first.
 
         Raises:
-            ValueError: fewer than two features, or another suffix.
+            ValueError: the count is unknown.
         """
-        path = _npz(path)
-        mu, sigma = self.mean.numpy(), self.covariance.numpy()
-        text = json.dumps(protocol, sort_keys=True)
-        with atomic_file(path) as partial, partial.open("wb") as file:
-            np.savez(file, mu=mu, sigma=sigma, n=np.int64(self.count), protocol=np.array(text))
+        with naming(path), path.open("wb") as file:
+            for part in (torch.tensor([self._known()]), self._origin, self._sum, self._outer):
+                part.double().numpy().tofile(file)
 
     @classmethod
-    def load(cls, path: Path) -> tuple["FeatureStats", dict[str, object]]:
-        """Read a file written by ``save``: the statistics and their protocol.
-
-        Raises:
-            ValueError: the file is not there, is damaged, or holds no such statistics.
-        """
-        try:
-            with _npz(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                mu, sigma = (torch.from_numpy(file[key].astype(np.float64)) for key in _MOMENTS)
-                count, protocol = int(file["n"]), json.loads(str(file["protocol"]))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} holds no feature statistics (mu, sigma, n, protocol): {error}") from error
-        if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or count < 2:
-            raise ValueError(f"{path}: mu {tuple(mu.shape)}, sigma {tuple(sigma.shape)} and n={count} do not fit")
-        stats = cls(len(mu))
-        stats.count = count
-        stats._origin = mu
-        stats._outer = sigma * (count - 1)
-        return stats, protocol
+    def read_raw(cls, path: Path, dims: int) -> FeatureStats:
+        """Read what ``write_raw`` wrote of statistics of that many dims, to the last bit."""
+        stats = cls.__new__(cls)
+        stats.dims = dims
+        with path.open("rb") as file:
+            parts = [torch.from_numpy(np.fromfile(file, count=size)) for size in (1, dims, dims, dims * dims)]
+        count, stats._origin, stats._sum, outer = parts
+        stats.count = int(count)
+        stats._outer = outer.view(dims, dims)
+        return stats
 
 
-_MOMENTS = ("mu", "sigma")
-
-
-def _npz(path: Path) -> Path:
-    if Path(path).suffix != ".npz":
-        raise ValueError(f"{path} must end in .npz")
-    return Path(path)
+def _strips(matrix: Tensor) -> Iterator[tuple[Tensor, slice]]:
+    """Yield views of a square matrix that cover its upper triangle: rows, from the diagonal on, and their columns."""
+    for start in range(0, len(matrix), STRIP):
+        right = slice(start, len(matrix))
+        yield matrix[start : start + STRIP, right], right

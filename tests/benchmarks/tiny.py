@@ -20,10 +20,8 @@ import torch
 
 from genflow.build import build_trainer
 from genflow.config_files import find_recipe, load_config, override
-from genflow.data.images import load_images
 from genflow.denoiser import Denoiser
-from genflow.evaluation.features import load_features
-from genflow.evaluation.measurement import from_model, measure
+from genflow.evaluation.embedded import Embedded
 from genflow.sampling.generate import network_calls
 
 RECIPES = ("tiny-edm", "tiny-ddpm", "tiny-rf", "tiny-dit")
@@ -38,8 +36,7 @@ def run(recipe: str, seed: int, out: str) -> dict[str, object]:
     started = time.process_time()
     denoiser = Denoiser.from_pretrained(build_trainer(config).fit())
     trained = time.process_time() - started
-    train, held_out = load_images("digits", "train"), load_images("digits", "test")
-    result = measure(from_model(denoiser, held_out), train, held_out, load_features("digits"))
+    result = Embedded.load("digits").measure(denoiser)
     return {
         "recipe": recipe,
         "seed": seed,
@@ -49,9 +46,9 @@ def run(recipe: str, seed: int, out: str) -> dict[str, object]:
         "sampler": config.sample.sampler,
         "steps": config.sample.steps,
         "distances": result.distances,
-        "floor": result.floor_mean,
-        "memorising": result.memorising,
-        "accuracy": result.accuracy,
+        "floor": result.figures["floor"].value,
+        "memorising": result.figures["memorising"].value,
+        "accuracy": result.figures["accuracy"].value,
     }
 
 

@@ -143,7 +143,7 @@ TINY = "train tiny-edm --backbone.width 16 --train.steps 1"
         ("push {inputs}/model --repo it --dry-run", ["owner/name"]),
         ("push {inputs}/model --repo me/it --out x", ["--out", "--dry-run"]),
         ("push {inputs}/model --repo me/it --dry-run --out {inputs}/good", ["good"]),
-        ("push {inputs}/model --repo me/it --dry-run --out x --figures {inputs}/figure.json", ["another model"]),
+        ("push {inputs}/model --repo me/it --dry-run --out x --figures {inputs}/figure.json", ["measure anew"]),
         ("push {inputs}/model --repo me/it --dry-run --out x --figures {inputs}/text.txt", ["text.txt"]),
     ],
 )

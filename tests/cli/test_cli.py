@@ -18,9 +18,9 @@ from small import make_config
 from genflow import __version__
 from genflow.build import build_denoiser, export
 from genflow.cli.main import COMMANDS, USAGE, main
+from genflow.cli.sides import labels_of
 from genflow.data.images import ImageData
 from genflow.denoiser import Denoiser
-from genflow.evaluation.measurement import labels_of
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +98,7 @@ TINY = ("--backbone.width", "16", "--train.steps", "2", "--train.batch-size", "8
     ("arguments", "said"),
     [
         ("trian", ["unknown command 'trian'", "did you mean train?"]),
-        ("zzz", ["there are train, sample, fid, import, push, demo"]),
+        ("zzz", ["there are train, sample, fid, "]),
         ("train", ["name a recipe first", "tiny-rf"]),
         ("train tiny-edn", ["there is no recipe or file 'tiny-edn'", "did you mean tiny-edm?"]),
         ("train tiny-edm stray", ["stray"]),
@@ -142,7 +142,7 @@ TINY = ("--backbone.width", "16", "--train.steps", "2", "--train.batch-size", "8
         ("fid {model} digits --num -5", ["--num", "-5"]),
         ("fid {model} digits --steps -5", ["steps", "-5"]),
         ("fid {bare} digits --guidance 2", ["guidance 2.0 needs labels"]),
-        ("fid digits digits --weights x.pth", ["--weights is for inception"]),
+        ("fid digits digits --weights x.pth", ["--weights is for inception", "come with the package"]),
         ("fid {inputs}/good {inputs}/good --weights absent.pth", ["--weights absent.pth is not a file"]),
         ("fid {inputs}/good digits --device cuda:77", ["cuda:77"]),
     ],
@@ -235,7 +235,7 @@ def test_a_model_with_classes_is_asked_for_them_whatever_it_is_compared_with(mod
     denoiser = Denoiser.from_pretrained(model)
     images = np.zeros((12, 1, 8, 8), dtype=np.uint8)
     plain = ImageData(images, None, (), "plain")
-    assert labels_of(denoiser, plain).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
+    assert labels_of(denoiser, plain).tolist() == labels_of(denoiser, None).tolist() == [*range(10)]
     other = ImageData(images, np.zeros(12, dtype=np.int64), ("a", "b"), "other")
     with pytest.raises(ValueError, match="10 classes, other has 2"):
         labels_of(denoiser, other)
@@ -303,59 +303,10 @@ def test_samples_say_how_they_were_made(model) -> None:
         assert (picture.width // 48, picture.height // 48) == (2, 6)  # a column per class, images 6 times as large
 
 
-def test_a_folder_of_samples_can_be_measured(model, capsys) -> None:
-    assert main(["sample", str(model), "--out", "a", "--num", "80"]) == 0
-    capsys.readouterr()
-    assert main(["fid", "a", "digits"]) == 0
-    assert capsys.readouterr().out.startswith("FD-80[digits,uint8] = ")
-
-
 def test_a_run_folder_stands_for_its_model(model) -> None:
     for given, out in ((model, "a"), (model.parent, "b")):
         assert main(["sample", str(given), "--out", out, "--num", "2"]) == 0
     assert files("a") == files("b")
-
-
-# Measuring
-
-
-def test_the_distance_of_digits_is_printed_with_its_protocol_and_stored(capsys) -> None:
-    assert main(["fid", "digits", "digits", "--out", "result.json"]) == 0
-    shown = capsys.readouterr().out
-    record = json.loads(Path("result.json").read_text())
-    assert shown.startswith(f"FD-1198[digits,uint8] = {record['distance']:.4f}")
-    assert "against 599 images of digits-test" in shown
-    assert 0 < record["distance"] < 5
-    assert (record["samples"], record["reference_images"], record["quantisation"]) == (1198, 599, "uint8")
-    assert record["features"].startswith("digits:")
-
-
-def test_a_set_is_at_no_distance_from_itself(inputs, capsys) -> None:
-    data = np.random.default_rng(0).integers(0, 256, (200, 8, 8, 1), dtype=np.uint8)
-    np.savez(inputs / "a.npz", images=data)
-    assert main(["fid", str(inputs / "a.npz"), str(inputs / "a.npz"), "--features", "digits"]) == 0
-    assert abs(float(capsys.readouterr().out.split(" = ")[1].split()[0])) < 1e-3
-
-
-def test_the_distance_of_a_model_stands_beside_the_floor_and_is_the_same_again(model, capsys) -> None:
-    figures = []
-    for _ in range(2):
-        assert main(["fid", str(model), "digits", "--steps", "1", "--out", "result.json"]) == 0
-        shown = capsys.readouterr().out
-        figures.append(json.loads(Path("result.json").read_text()))
-        assert shown.startswith(f"FD-599[digits,uint8] = {figures[-1]['distance']:.3f}  (mean of 5 seed ranges")
-        for part in ("euler, 1 steps, 1 network calls", "floor ", "memorising ratio ", "asked class "):
-            assert part in shown
-    assert figures[0] == figures[1]
-    assert figures[0]["distance"] == pytest.approx(np.mean(figures[0]["distances"]))
-    assert figures[0]["distance"] > 10 * np.mean(figures[0]["floor"])  # an untrained model
-
-
-def test_a_few_samples_of_a_model_are_measured_as_asked(model, capsys) -> None:
-    assert main(["fid", str(model), "digits", "--num", "100", "--steps", "1"]) == 0
-    shown = capsys.readouterr().out
-    assert shown.startswith("FD-100[digits,uint8] = ")
-    assert "seeds 0 to 99" in shown
 
 
 # The command itself
@@ -436,23 +387,6 @@ def photos(folder: Path, count: int = 12) -> Path:
         size = (10 + k % 3, 12)
         Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(folder / f"{k}.png")
     return folder
-
-
-def test_a_run_is_measured_on_images_read_as_it_read_them(here, tmp_path, capsys) -> None:
-    source = photos(tmp_path / "photos")
-    assert main(["train", "tiny-edm", *TINY, "--data.path", str(source), "--data.size", "8", "--name", "own"]) == 0
-    for samples in ("runs/own", "runs/own/model"):
-        asked = ["fid", samples, str(source), "--features", "digits", "--num", "8", "--steps", "1"]
-        assert main([*asked, "--out", "result.json"]) == 0
-        record = json.loads(Path("result.json").read_text())
-        assert record["reading"] == {"size": 8, "channels": 0, "background": "", "scale_16_bit": False}
-        assert record["reference_images"] == 12
-    capsys.readouterr()
-    assert main(["fid", str(source), str(source), "--features", "digits"]) == 2
-    assert "--data.size" in capsys.readouterr().err
-    # what the refusal names is an option here too
-    assert main(["fid", str(source), str(source), "--features", "digits", "--data.size", "8"]) == 0
-    assert "FD-12[digits,uint8] = " in capsys.readouterr().out
 
 
 def test_a_run_goes_on_with_its_images_wherever_they_lie_and_with_no_others(here, tmp_path, capsys) -> None:

@@ -2,7 +2,7 @@ import getpass
 import json
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from figures import result
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import filter_repo_objects
@@ -24,6 +25,7 @@ from genflow.cli.models import weights_hash
 from genflow.config import Config, DataConfig
 from genflow.config_files import load_config, to_toml
 from genflow.denoiser import Denoiser
+from genflow.evaluation.protocol import Figure, Result, save_results
 from genflow.parameterizations import PredictNoise
 from genflow.pipeline import GenflowPipeline
 from genflow.sampling.generate import generate
@@ -65,13 +67,31 @@ def run(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def record(model: Path, **changes) -> dict:
-    """What `genflow fid --out` writes of a model, with invented numbers."""
-    made = {"model": f"{SECRET}/runs/mine", "weights": weights_hash(Denoiser.from_pretrained(model)), "first_seed": 0}
-    made |= {"sampler": "euler", "steps": 2, "guidance": 1.0, "network_calls": 2, "memorising": 0.93, "accuracy": 0.5}
-    made |= {"distances": [3.0, 4.0, 5.0], "floor": [1.5, 1.7], "count": 599, "distance": 4.0}
-    made |= {"reference": f"{SECRET}/photos-test", "reference_images": 599, "features": "digits:0123456789abcdef"}
-    return made | {"quantisation": "uint8"} | changes
+def measured(model: Path, value: float = 4.0, error: float | None = 0.2, **changes: Any) -> Result:
+    """What `genflow fid` finds of a model, with invented numbers; for changes see ``figures.result``."""
+    own = {"samples__name": f"{SECRET}/runs/mine", "reference__name": f"{SECRET}/photos-test"}
+    own |= {"samples__sampling__weights": weights_hash(Denoiser.from_pretrained(model))}
+    own |= {"samples__sampling__steps": 2, "samples__sampling__calls": 2}
+    return result(value, error, **(own | changes))
+
+
+WHOLE: dict[str, Any] = {
+    "distances": (3.0, 4.0, 5.0),
+    "per_class": {"somebody": Figure(value=1.0)},
+    "figures": {
+        "fd": Figure(value=4.0, standard_error=0.58, limit=3.5, interval=(3.0, 4.0)),
+        "floor": Figure(value=1.6),
+        "memorising": Figure(value=0.93),
+        "accuracy": Figure(value=0.5),
+    },
+    "notes": (
+        f"{SECRET}/photos-test has only 599 images",
+        "codec differs: samples png/jpeg",
+        "see /etc/hidden for more",
+        "kept in C:\\hidden",
+        "or '../hidden'",
+    ),
+}
 
 
 def dry(run: Path, *options: object) -> Path:
@@ -85,12 +105,12 @@ def names(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
-def table(text: str, first: str) -> dict[str, str]:
-    """The first row of the Markdown table whose header begins with `first`."""
+def table(text: str, first: str, row: int = 0) -> dict[str, str]:
+    """One row of the Markdown table whose header begins with `first`."""
     lines = text.splitlines()
     start = next(k for k, line in enumerate(lines) if line.startswith(f"| {first} |"))
-    head, row = ([cell.strip() for cell in lines[k].strip("|").split("|")] for k in (start, start + 2))
-    return dict(zip(head, row, strict=True))
+    head, body = ([cell.strip() for cell in lines[k].strip("|").split("|")] for k in (start, start + 2 + row))
+    return dict(zip(head, body, strict=True))
 
 
 # What is shared
@@ -109,7 +129,7 @@ def test_the_shared_folder_holds_the_model_and_loads_as_it_was(run) -> None:
 
 
 def test_no_local_path_is_told_anywhere(run) -> None:
-    (run / "fid.json").write_text(json.dumps(record(run / "model")))
+    save_results(run / "fid.json", [measured(run / "model", **WHOLE)])
     out = dry(run)
     content = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     for path, data in content.items():
@@ -206,7 +226,7 @@ def test_the_model_started_from_is_named_without_the_way_to_it(given, shared, ba
 
 @pytest.mark.parametrize("place", ["model", "."])
 def test_the_model_of_a_run_is_shared_like_the_run(place: str, run, monkeypatch) -> None:
-    (run / "fid.json").write_text(json.dumps(record(run / "model")))
+    save_results(run / "fid.json", [measured(run / "model")])
     whole = {p.relative_to("shared"): p.read_bytes() for p in dry(run).rglob("*") if p.is_file()}
     shutil.rmtree("shared")
     given = run / "model"
@@ -238,8 +258,8 @@ def test_the_best_model_is_told_from_the_last(log: list[dict], step: int | None,
     export(best, run / "best")
     lines = [json.dumps(line) for line in log]
     (run / "log.jsonl").write_text("\n".join([*lines, '{"step": 1, "frechet_tra']))  # as a killed run leaves it
-    (run / "fid-last.json").write_text(json.dumps(record(run / "model", distance=9.0)))
-    (run / "fid-best.json").write_text(json.dumps(record(run / "best", distance=8.0)))
+    save_results(run / "fid-last.json", [measured(run / "model", 9.0)])
+    save_results(run / "fid-best.json", [measured(run / "best", 8.0)])
     out = dry(run / "best")
     assert weights_hash(Denoiser.from_pretrained(out)) == weights_hash(Denoiser.from_pretrained(run / "best"))
     text = (out / "README.md").read_text()
@@ -247,7 +267,7 @@ def test_the_best_model_is_told_from_the_last(log: list[dict], step: int | None,
     if step is not None:
         told = f"by its log after {step} steps of 8 images, {8 * step} images in all; the recipe asks for 8 steps."
     assert f"The run's model of the lowest in-training distance{';' if step is None else ','} {told}" in text
-    assert table(text, "figure")["value"] == "8.0000"
+    assert table(text, "figure")["value"] == "8.00 ± 0.20"
     assert (out / "preview.png").exists() == (pixel is not None)
     if pixel is not None:
         with Image.open(out / "preview.png") as picture:
@@ -438,50 +458,81 @@ def test_a_long_table_of_betas_is_written_by_its_ends(run) -> None:
 # Figures
 
 
-def test_a_figure_stands_with_its_protocol_in_text_and_front_matter(run, capsys) -> None:
-    (run / "fid.json").write_text(json.dumps(record(run / "model")))
+def test_a_figure_stands_with_its_protocol_in_text_and_front_matter(run) -> None:
+    save_results(run / "fid.json", [measured(run / "model", **WHOLE)])
     (run / "notes.json").write_text('{"distance": 1}')  # not a figure of a model
+    save_results(run / "folder.json", [measured(run / "model", samples__sampling=None)])  # nor this
     other = Path("more.json")
-    few = record(run / "model", samples=100, distance=7.25, steps=1, guidance=1.5, features="inception:ab" + "c" * 62)
-    for key in ("count", "distances", "floor", "memorising", "accuracy"):
-        del few[key]
-    other.write_text(json.dumps(few))
+    few = {"network__name": "inception", "samples__n": 100, "samples__sampling__guidance": 1.5}
+    save_results(other, [measured(run / "model", 7.25, None, **few, samples__sampling__steps=1)])
     card = ModelCard.load(dry(run, "--figures", other, run / "fid.json") / "README.md")
     results = vars(card.data)["eval_results"]
     assert {(r.metric_type, r.metric_name, r.metric_value) for r in results} == {
-        ("fid", "FID-100[inception,uint8]", 7.25),
-        ("frechet-distance", "FD-599[digits,uint8]", 4.0),
+        ("fid", "FID-100[inception-tf,uint8,raw]", 7.25),
+        ("frechet-distance", "FD-599[digits,uint8,raw]", 4.0),
     }
     whole = next(r for r in results if r.metric_value == 4.0)
     assert whole.dataset_name == "photos-test"
     assert whole.metric_args == {
+        "weights": weights_hash(Denoiser.from_pretrained(run / "model")),
         "sampler": "euler",
         "steps": 2,
-        "network_calls": 2,
+        "calls": 2,
         "guidance": 1.0,
         "first_seed": 0,
+        "labels": "as the reference's",
+        "ema": "half-life 9",
+        "samples": 599,
+        "seed_ranges": 3,
+        "quantisation": "uint8",
         "reference": "photos-test",
         "reference_images": 599,
-        "features": "digits:0123456789ab",
-        "quantisation": "uint8",
-        "seed_ranges": 3,
-        "standard_deviation": 1.0,
-        "floor_of_real_images": 1.6,
-        "memorising_ratio": 0.93,
-        "asked_class": 0.5,
+        "reference_split": "test",
+        "reference_hash": "ab" * 6,
+        "features": "digits",
+        "features_weights": "ef" * 6,
+        "features_dtype": "float32",
+        "standard_error": 0.58,
+        "limit": 3.5,
+        "interval": [3.0, 4.0],
+        "floor": 1.6,
+        "memorising": 0.93,
+        "accuracy": 0.5,
     }
-    shown = table(card.text, "figure")
-    assert (shown["figure"], shown["value"]) == ("FID-100[inception,uint8]", "7.2500")
-    for part in ("sampler euler; steps 1; network calls 2; guidance 1.5", "reference images 599", "quantisation uint8"):
-        assert part in shown["protocol"]
+    first = table(card.text, "figure")
+    assert (first["figure"], first["value"], first["floor"]) == ("FID-100[inception-tf,uint8,raw]", "7.250", "")
+    for part in ("euler, 1 step, 2 network calls, guidance 1.5", "reference: photos-test", "599 images", "100 images"):
+        assert part in first["protocol"]
+    shown = table(card.text, "figure", row=1)
+    assert (shown["value"], shown["n -> infinity"]) == ("4.00 ± 0.58", "3.50 [3.00, 4.00]")
+    assert (shown["floor"], shown["memorising"], shown["asked class"]) == ("1.600", "0.93", "50.0%")
     assert "has not been measured" not in card.text
 
 
-def test_what_fid_writes_is_accepted(run) -> None:
-    assert main(["fid", str(run), str(photos(run)), "--features", "digits", "--out", str(run / "fid.json")]) == 0
+def test_every_number_of_steps_of_a_file_is_shown(run) -> None:
+    steps = [measured(run / "model", 9.0 / k, samples__sampling__steps=k) for k in (1, 2, 4)]
+    save_results(run / "fid.json", steps)
+    card = ModelCard.load(dry(run) / "README.md")
+    assert [r.metric_args["steps"] for r in vars(card.data)["eval_results"]] == [1, 2, 4]
+    assert ["1 step," in table(card.text, "figure", row=k)["protocol"] for k in range(3)] == [True, False, False]
+
+
+def test_warnings_are_shared_unless_they_tell_a_path(run) -> None:
+    save_results(run / "fid.json", [measured(run / "model", **WHOLE)] * 2)
     text = (dry(run) / "README.md").read_text()
-    value = json.loads((run / "fid.json").read_text())["distance"]
-    assert table(text, "figure")["value"] == f"{value:.4f}"
+    assert text.count("- photos-test has only 599 images") == 1
+    assert "- codec differs: samples png/jpeg" in text
+    assert "for more" not in text
+
+
+def test_what_fid_writes_is_accepted(run) -> None:
+    asked = ["--features", "digits", "--steps", "1,2", "--out", str(run / "fid.json")]
+    assert main(["fid", str(run), str(photos(run)), *asked]) == 0
+    text = (dry(run) / "README.md").read_text()
+    for k in range(2):
+        value = json.loads((run / "fid.json").read_text())["results"][k]["figures"]["fd"]["value"]
+        shown = float(table(text, "figure", row=k)["value"].split(" ± ")[0])
+        assert shown == pytest.approx(value, rel=0.01)
 
 
 def photos(run: Path) -> Path:
@@ -498,48 +549,39 @@ def photos(run: Path) -> Path:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"weights": "0" * 64}, "holds figures of another model"),
-        ({"weights": None}, "holds figures of another model"),
-        ({"sampler": ...}, "lacks sampler, without which"),
-        ({"count": ..., "features": ...}, "lacks features and samples"),
-        ({"distance": ...}, "is not a figure"),
-        ({"weights": ...}, "measured a folder of images, not a model"),
-        ({"distance": "4.0"}, "distance is not a finite number"),
-        ({"distance": None}, "distance is not a finite number"),
-        ({"distance": True}, "distance is not a finite number"),
-        ({"distance": float("nan")}, "distance is not a finite number"),
-        ({"distance": float("-inf")}, "distance is not a finite number"),
-        ({"distance": 10**400}, "distance is not a finite number"),
-        ({"distance": [4.0]}, "distance is not a finite number"),
-        ({"distances": [4.0]}, "distances is not a list of two finite numbers or more"),
-        ({"distances": 4.0}, "distances is not a list"),
-        ({"distances": None}, "distances is not a list"),
-        ({"distances": [4.0, "5"]}, "distances is not a list"),
-        ({"floor": []}, "floor is not a list"),
-        ({"floor": [1.0, float("nan")]}, "floor is not a list"),
-        ({"memorising": "0.9"}, "memorising is neither a finite number nor null"),
-        ({"accuracy": float("inf")}, "accuracy is neither a finite number nor null"),
-        ({"features": 3, "steps": None}, "steps is not a finite number and features is not a string"),
+        ({"samples__sampling__weights": "0" * 64}, "holds figures of another model"),
+        ({"samples__sampling": None}, "measured a folder of images, not a model"),
+        ({"samples__n": None}, "lacks samples.n, without which"),
+        ({"samples__quantisation": None, "network__weights": None}, "lacks samples.quantisation and network.weights"),
+        ({"figures": {"fd": Figure(value=float("nan"))}}, "figure.json"),
     ],
 )
 def test_figures_that_cannot_be_told_are_refused(changes, said, run, capsys) -> None:
-    made = record(run / "model", **changes)
-    Path("figure.json").write_text(json.dumps({k: v for k, v in made.items() if v is not ...}))
+    record = {"format": 2, "results": [asdict(measured(run / "model")), asdict(measured(run / "model", **changes))]}
+    Path("figure.json").write_text(json.dumps(record))
     message = refused(capsys, run, "--dry-run", "--figures", "figure.json")
     assert said in message
     assert "figure.json" in message
 
 
+@pytest.mark.parametrize("place", ["given", "found"])
+def test_files_of_an_older_format_are_to_be_measured_anew(place: str, run, capsys) -> None:
+    path = run / "fid.json" if place == "found" else Path("old.json")
+    path.write_text(json.dumps({"distance": 4.0, "weights": "0" * 64, "sampler": "euler", "features": "digits:ab"}))
+    given = [] if place == "found" else ["--figures", path]
+    message = refused(capsys, run, "--dry-run", *given)
+    assert f"{path.name} is not a file that `genflow fid --out` wrote (format 2): measure anew" in message
+
+
 def test_what_a_figure_leaves_open_is_not_told(run) -> None:
-    (run / "fid.json").write_text(json.dumps(record(run / "model", memorising=None, accuracy=None)))
+    save_results(run / "fid.json", [measured(run / "model")])
     text = (dry(run) / "README.md").read_text()
-    assert "memorising ratio" not in table(text, "figure")["protocol"]
-    assert "asked class" not in text
+    assert {*table(text, "figure")} == {"figure", "value", "protocol"}
     assert "Whether it reproduces training images has not been measured." in text
 
 
 def test_figures_of_another_model_in_the_run_are_refused_too(run, capsys) -> None:
-    (run / "fid.json").write_text(json.dumps(record(run / "model", weights="0" * 64)))
+    save_results(run / "fid.json", [measured(run / "model", samples__sampling__weights="0" * 64)])
     message = refused(capsys, run, "--dry-run")
     assert "fid.json holds figures of another model" in message
 
@@ -576,8 +618,10 @@ def test_what_cannot_be_shared_is_refused(run, tmp_path, capsys, monkeypatch) ->
     assert "hub exists: remove it, or give another --out" in refused(capsys, run, "--dry-run")
     assert "--out is where --dry-run writes" in refused(capsys, run, "--out", "x")
     assert "--license 'my own' is not" in refused(capsys, run, "--dry-run", "--out", "x", "--license", "my own")
-    assert "bad.json is not JSON" in refused(capsys, run, "--dry-run", "--out", "x", "--figures", "bad.json")
-    assert "cannot read absent.json" in refused(capsys, run, "--dry-run", "--out", "x", "--figures", "absent.json")
+    assert "bad.json is not a file that `genflow fid --out` wrote, or it is damaged: measure anew" in refused(
+        capsys, run, "--dry-run", "--out", "x", "--figures", "bad.json"
+    )
+    assert "absent.json is not there" in refused(capsys, run, "--dry-run", "--out", "x", "--figures", "absent.json")
     assert "run `hf auth login`" in refused(capsys, run)
 
 

@@ -1,0 +1,204 @@
+"""The two sides of a comparison, from what was asked for on the command line to sources of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from genflow.cli.models import is_model, weights_hash
+from genflow.config import Config, DataConfig
+from genflow.config_files import load_config
+from genflow.data.decoding import Decoding
+from genflow.data.images import EMBEDDED, ImageData, Split, load_images
+from genflow.denoiser import Denoiser
+from genflow.evaluation.protocol import ImageSet, Sampling
+from genflow.evaluation.references import Reference, is_reference, load_reference
+from genflow.evaluation.sources import FoundImages, Samples, Source
+from genflow.sampling.generate import choose_times, network_calls
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingArguments:
+    """How image files are read, as in training."""
+
+    size: int = 0
+    """Side to crop and resize images to; 0 takes them as they are."""
+    channels: Literal[0, 1, 3] = 0
+    """Convert all to grey (1) or RGB (3); 0 takes them as they are."""
+    background: str = ""
+    """Colour that transparent images are laid on; "" refuses transparency."""
+    scale_16_bit: bool = False
+    """Scale images of 16 bits a channel to 8; otherwise they are refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """Samples: what is said of them, and where they come from, one source for each range of seeds."""
+
+    said: ImageSet
+    ranges: Sequence[Source]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceSide:
+    """The reference: what is said of it, and its images or the file of statistics that stands for them."""
+
+    said: ImageSet
+    data: ImageData | None = None
+    file: Reference | None = None
+
+
+def is_measured_model(samples: str) -> bool:
+    """Tell whether samples are to be drawn from a model, or a run's."""
+    return is_model(samples) or is_model(str(Path(samples) / "model"))
+
+
+def reading_of(given: ReadingArguments, samples: str, reference: str) -> Decoding:
+    """Return how files are read: as asked for, else as the run of the model read its images."""
+    how: ReadingArguments | DataConfig = given
+    config = run_of(samples)
+    if given == ReadingArguments() and reference not in EMBEDDED and is_measured_model(samples) and config is not None:
+        how = config.data
+    return Decoding(how.size or None, how.channels, how.background, how.scale_16_bit)
+
+
+def run_of(samples: str) -> Config | None:
+    """Return the configuration of the run that a model lies in, if it lies in one."""
+    folder = Path(samples)
+    file = (folder.parent if folder.name in ("model", "best") else folder) / "config.toml"
+    return load_config(file) if file.is_file() else None
+
+
+def read_reference(source: str, reading: Decoding, features: str) -> ReferenceSide:
+    """Return the reference: statistics of the network ``features``, the held-out part of an embedded set, or images."""
+    if is_reference(Path(source)):
+        if reading != Decoding():
+            raise ValueError(
+                f"{source} is a file of statistics: --data options say how images are read, leave them out"
+            )
+        file = load_reference(Path(source), features)
+        return ReferenceSide(said=file.images, file=file)
+    split: Split = "test" if source in EMBEDDED else "all"
+    data = load_images(source, split, decoding=reading)
+    return ReferenceSide(said=said_of(data, split), data=data)
+
+
+def read_samples(source: str, reading: Decoding) -> Side:
+    """Return images as samples: of an embedded set the part that is trained on."""
+    split: Split = "train" if source in EMBEDDED else "all"
+    data = load_images(source, split, decoding=reading)
+    return Side(said=said_of(data, split), ranges=[FoundImages(data)])
+
+
+def said_of(data: ImageData, split: str) -> ImageSet:
+    """Return what is known of images."""
+    how = data.provenance
+    return ImageSet(
+        name=data.name,
+        n=len(data),
+        hash=data.fingerprint,
+        split=split,
+        shape=data.image_shape,
+        codec=how.codec,
+        resize=how.resize,
+        colour=how.colour,
+        quantisation="uint8",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How a model is to be sampled."""
+
+    steps: int
+    sampler: str
+    guidance: float
+    count: int
+    first_seed: int
+    ranges: int
+
+
+def draw_samples(denoiser: Denoiser, name: str, reference: ReferenceSide, drawing: Drawing) -> Side:
+    """Return a model's samples, each range of seeds as many; refuses what cannot be before anything is computed."""
+    choose_times(denoiser, drawing.steps, None)
+    channels, height, width = denoiser.image_shape
+    if channels not in (1, 3):
+        raise ValueError(
+            f"this model draws latents of {channels} channels, not pictures: decode them with their autoencoder and"
+            " measure the folder of images"
+        )
+    label, rule = label_rule(denoiser, reference.data)
+    known = reference.data.class_names if reference.data is not None else ()
+    names = () if label is None else known or tuple(map(str, range(denoiser.num_classes)))
+    ranges = [
+        Samples(
+            denoiser=denoiser,
+            count=drawing.count,
+            first_seed=drawing.first_seed + k * drawing.count,
+            label=label,
+            classes=names,
+            steps=drawing.steps,
+            sampler=drawing.sampler,
+            guidance=drawing.guidance,
+        )
+        for k in range(drawing.ranges)
+    ]
+    config = run_of(name)
+    digest = weights_hash(denoiser)
+    said = ImageSet(
+        name=name,
+        n=drawing.count,
+        hash=digest,
+        split="all",
+        shape=(channels, height, width),
+        codec="raw",
+        resize="none",
+        colour="grey" if channels == 1 else "rgb",
+        quantisation="uint8",
+        sampling=Sampling(
+            weights=digest,
+            sampler=drawing.sampler,
+            steps=drawing.steps,
+            calls=network_calls(drawing.sampler, drawing.steps),
+            guidance=drawing.guidance,
+            first_seed=drawing.first_seed,
+            labels=rule,
+            ema=None if config is None else f"half-life {config.optim.ema_halflife:,.0f} images",
+        ),
+    )
+    return Side(said=said, ranges=ranges)
+
+
+def label_rule(denoiser: Denoiser, data: ImageData | None) -> tuple[Callable[[int], int] | None, str]:
+    """Return which class to ask a seed for, and in words: the reference's classes, else the model's own in turn.
+
+    Raises ``ValueError`` if both have classes, but not as many.
+    """
+    labels = labels_of(denoiser, data)
+    if labels is None:
+        return None, "none"
+    count = len(labels)
+    rule = "each in turn" if data is None or data.labels is None else "as the reference's"
+    return (lambda seed: int(labels[seed % count])), rule
+
+
+def labels_of(denoiser: Denoiser, data: ImageData | None) -> Tensor | None:
+    """Return the labels to ask a model for: those of the reference's images, or its own classes in turn, or None.
+
+    Raises ``ValueError`` if both have classes, but not as many.
+    """
+    if denoiser.num_classes == 0:
+        return None
+    if data is None or data.labels is None:
+        return torch.arange(denoiser.num_classes)
+    if data.num_classes != denoiser.num_classes:
+        raise ValueError(
+            f"the model has {denoiser.num_classes} classes, {data.name} has {data.num_classes}: images of one"
+            " class cannot be measured against those of another; put the reference in one folder without classes"
+        )
+    return torch.from_numpy(data.labels)

@@ -1,0 +1,1 @@
+"""The networks that ``load_features`` gives, one file each, and what they share: images, precision, weights."""
