@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -41,7 +42,11 @@ def test_there_are_goldens() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_computes_what_the_authors_network_does(name) -> None:
-    """The raw output for every label, "no class" among them; its step is our c_noise, its first channels our output."""
+    """The raw output for every label, "no class" among them; its step is our c_noise, its first channels our output.
+
+    In double precision the two are one function. In single, frequencies of time that are rounded in the last bit turn
+    the phase of step 999 by 6e-5, and each kind of processor rounds them in its own way.
+    """
     about, weights, data = golden(name)
     denoiser, _ = dit(weights, heads=about["heads"])
     channels = about["configuration"]["in_channels"]
@@ -50,8 +55,12 @@ def test_computes_what_the_authors_network_does(name) -> None:
     y = data["y"] if denoiser.num_classes else None
     t = (data["t"].double() + 1) / 1000
     with torch.no_grad():
-        torch.testing.assert_close(denoiser.backbone(data["x"], data["t"], y), eps, rtol=0, atol=1e-5)
-        torch.testing.assert_close(denoiser(data["x"], t, y), eps, rtol=0, atol=1e-5)
+        torch.testing.assert_close(denoiser.backbone(data["x"], data["t"], y), eps, rtol=0, atol=2e-5)
+        torch.testing.assert_close(denoiser(data["x"], t, y), eps, rtol=0, atol=2e-5)
+        backbone = denoiser.backbone.double()
+        with patch.object(torch, "float32", torch.float64), patch.object(torch.Tensor, "float", torch.Tensor.double):
+            exact = backbone(data["x"].double(), data["t"].double(), y)
+        torch.testing.assert_close(exact.float(), eps, rtol=0, atol=1e-6)
 
 
 def test_null_class_is_the_last_row() -> None:
