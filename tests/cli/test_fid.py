@@ -310,7 +310,7 @@ def test_what_cannot_be_is_refused_in_one_line(arguments, said, model, tmp_path,
 
 def test_features_that_are_not_numbers_are_refused(capsys) -> None:
     Path("mine4.py").write_text("def bad(images):\n    return images.float().flatten(1)[:, :3] / 0\n")
-    assert "NaN or infinity" in refused(capsys, "digits", "digits", "--features", "mine4:bad")
+    assert "NaN or infinit" in refused(capsys, "digits", "digits", "--features", "mine4:bad")
 
 
 def test_a_damaged_image_is_named(capsys, tmp_path) -> None:

@@ -5,9 +5,10 @@
 
 Each NAME.json has the configuration of a small network that the authors did not train, and the names and shapes of its
 tensors; NAME.npz has its class token `out` and its table of `positions`, both for images of 224 x 224 while the network
-is built for 518 x 518. The weights are `fill(shapes)`, but for `pos_embed`, which is multiplied by `positions_scale` lest
-it be too small to matter; the images are `5 * fill({"images": (count,)})["images"]` in the shape `images`. real.json says
-how many parameters the four real networks have, and the sha256 of the lines "name shape" of their tensors, sorted.
+is built for 518 x 518. The weights are `fill(shapes)`, but for `pos_embed`, which is multiplied by `positions_scale`
+lest it be too small to matter; the images are `5 * fill({"images": (count,)})["images"]` in the shape `images`.
+real.json says how many parameters the four real networks have, and the sha256 of the lines "name shape" of their
+tensors, sorted.
 """
 
 import argparse

@@ -52,9 +52,11 @@ class DinoFeatures(FeatureNetwork):
 
     FD-DINOv2, which "Exposing flaws of generative model evaluation metrics" (arXiv 2306.04675) recommends in place of
     FID, is measured in those of ViT-L/14. The numbers here are torch-fidelity's: images are resized to 224x224 as
-    TensorFlow 1 did, bilinearly without antialiasing, and standardised by ImageNet's mean and deviation. EDM2 ("Analyzing
-    and Improving the Training Dynamics of Diffusion Models", arXiv 2312.02696) resizes bicubically with antialiasing
-    instead, after that paper's own code, so its FD-DINOv2 are another protocol's.
+    TensorFlow 1 did, bilinearly without antialiasing, and standardised by ImageNet's mean and deviation. EDM2
+    ("Analyzing and Improving the Training Dynamics of Diffusion Models", arXiv 2312.02696) resizes bicubically with
+    antialiasing instead and does not round the result to bytes; the first paper's own code resizes by Pillow, likewise
+    bicubically, which rounds. Their FD-DINOv2 are those of another protocol, the more so the further images are from
+    224x224.
 
     Args:
         name: one of ``TRANSFORMERS``.
