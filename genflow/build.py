@@ -37,8 +37,8 @@ from genflow.data.images import ImageData, load_images
 from genflow.data.loader import ImageLoader
 from genflow.denoiser import Denoiser
 from genflow.evaluation.features import load_features
-from genflow.evaluation.measurement import moments_of
 from genflow.evaluation.frechet import frechet_distance
+from genflow.evaluation.measurement import moments_of
 from genflow.evaluation.sources import FoundImages, Samples
 from genflow.files import replace_files
 from genflow.nn.dit import DiT

@@ -15,6 +15,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from genflow.evaluation.networks.numerics import dtype_name
 from genflow.evaluation.protocol import NetworkIdentity
 
 CLIP = (
@@ -149,7 +150,8 @@ def sha256(path: Path) -> str:
 
 
 def _check_options(name: str, weights: Path | None, dtype: torch.dtype) -> None:
-    """Refuse weights for networks that bring their own, or have none, and bfloat16 for those that have no use for it."""
+    """Refuse weights for networks that bring their own or have none, and bfloat16 for those that have no use for it."""
+    dtype_name(dtype)
     loadable = name in ("inception", *CLIP, *DINOV2)
     if weights is not None and not loadable:
         why = "are whatever the function computes" if ":" in name else "have no weights"

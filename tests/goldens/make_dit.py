@@ -44,9 +44,12 @@ def make(name: str, configuration: dict, network_class: type) -> None:
     x = fill({"x": (channels * side**2, len(y))})["x"].T.reshape(len(y), channels, side, side)
     x = x * (2 / x.std())
     network.double()
-    with patch.object(torch, "float32", torch.float64), patch.object(torch.Tensor, "float", torch.Tensor.double):
-        with torch.no_grad():
-            out = network(x.double(), t.double(), y)
+    with (
+        torch.no_grad(),
+        patch.object(torch, "float32", torch.float64),
+        patch.object(torch.Tensor, "float", torch.Tensor.double),
+    ):
+        out = network(x.double(), t.double(), y)
     out = out.to(torch.float32)
     FOLDER.mkdir(exist_ok=True)
     text = {"configuration": configuration, "heads": configuration["num_heads"], "shapes": shapes}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from genflow.evaluation.features import FeatureNetwork, Outputs, sha256
 from genflow.evaluation.networks.images import in_bytes, resize_like_tensorflow1, standardise, to_rgb
 from genflow.evaluation.networks.numerics import dtype_name, full_precision
+from genflow.evaluation.networks.parts import in_parts
 from genflow.evaluation.networks.weights import find_weights, not_the_weights, read_state
 from genflow.evaluation.protocol import NetworkIdentity
 
@@ -49,9 +50,8 @@ class ClipFeatures(FeatureNetwork):
     """The image embedding of CLIP ("Learning Transferable Visual Models", arXiv 2103.00020), D = 512 to 1024.
 
     The numbers are torch-fidelity's: images are resized to the encoder's size as TensorFlow 1 did, not cropped, and
-    standardised by CLIP's mean and deviation; the embedding is not normalised; weights are rounded to float16, in which
-    OpenAI published them, before use. "The Role of ImageNet Classes in Fréchet Inception Distance" (arXiv 2203.06026)
-    measured in such features.
+    standardised by CLIP's mean and deviation; the embedding is not normalised. "The Role of ImageNet Classes in Fréchet
+    Inception Distance" (arXiv 2203.06026) measured in such features.
 
     Args:
         name: one of ``ENCODERS``.
@@ -97,31 +97,34 @@ class ClipFeatures(FeatureNetwork):
         if found != encoder:
             raise not_the_weights(path, name, f"it needs {encoder}, and this is {found or 'no CLIP image encoder'}")
         try:
-            self._network = visual(state).to(self.device, dtype)
-        except (RuntimeError, KeyError) as error:
+            self._network = visual(state, encoder).to(self.device, dtype)
+        except RuntimeError as error:
             raise not_the_weights(path, name, error) from error
 
     def outputs(self, images: Tensor) -> Outputs:
-        rgb = to_rgb(images, self.name, self.device)
+        return in_parts(self._compute, to_rgb(images, self.name, self.device), self.device)
+
+    def _compute(self, rgb: Tensor) -> Outputs:
         with full_precision(self.device):
             x = standardise(resize_like_tensorflow1(rgb, self._size), _MEAN, _STD)
             return Outputs(self._network(x.to(self._dtype)).to(torch.float32))
 
 
-def visual(state: Mapping[str, Tensor]) -> nn.Module:
-    """Return the image encoder of a CLIP state dict, whose sizes torch-fidelity reads off the tensors' shapes.
+def visual(state: Mapping[str, Tensor], encoder: Encoder) -> nn.Module:
+    """Return torch-fidelity's image encoder of these sizes, float32, with the tensors ``visual.*`` of a state dict.
 
     Raises:
-        RuntimeError: tensors are missing, or there are ones that the encoder has not.
+        RuntimeError: tensors are missing or of other shapes, or there are ones that the encoder has not.
     """
-    from torch_fidelity.feature_extractor_clip import build_model
+    from torch_fidelity.feature_extractor_clip import CLIPVisual
 
-    kept = {name: value for name, value in state.items() if name.startswith("visual.")}
-    found = sizes(state)
-    assert found is not None
-    # the length of the embedding is read off the text encoder, of which nothing else is looked at
-    kept["text_projection"] = torch.empty(0, found.dims)
-    return build_model(kept, torch.float32).visual
+    layers = encoder.blocks if encoder.patch is None else encoder.blocks[0]
+    with torch.device("meta"):  # no time and no random numbers for initial weights, which are all replaced
+        # a patch size means a transformer, none a ResNet
+        network = CLIPVisual(encoder.dims, encoder.size, layers, encoder.width, encoder.patch)  # pyright: ignore[reportArgumentType]
+    kept = {name: value.clone() for name, value in state.items() if name.startswith("visual.")}
+    network.load_state_dict(kept, assign=True)
+    return network.visual.to(torch.float32).eval().requires_grad_(False)
 
 
 def sizes(state: Mapping[str, Tensor]) -> Encoder | None:

@@ -19,6 +19,7 @@ from genflow.evaluation.networks.images import (
     to_rgb,
 )
 from genflow.evaluation.networks.numerics import dtype_name, full_precision
+from genflow.evaluation.networks.parts import in_parts
 from genflow.evaluation.networks.weights import find_weights, not_the_weights, read_state
 from genflow.evaluation.protocol import NetworkIdentity
 
@@ -103,7 +104,9 @@ class DinoFeatures(FeatureNetwork):
         self._network = network.for_size(SIZE).to(self.device, dtype)
 
     def outputs(self, images: Tensor) -> Outputs:
-        rgb = to_rgb(images, self.name, self.device)
+        return in_parts(self._compute, to_rgb(images, self.name, self.device), self.device)
+
+    def _compute(self, rgb: Tensor) -> Outputs:
         with full_precision(self.device):
             x = standardise(resize_like_tensorflow1(rgb, SIZE), IMAGENET_MEAN, IMAGENET_STD)
             return Outputs(self._network(x.to(self._dtype)).to(torch.float32))

@@ -14,6 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from genflow.evaluation.features import FeatureNetwork, Outputs, sha256
 from genflow.evaluation.networks.images import IMAGENET_MEAN, IMAGENET_STD, standardise, to_rgb
 from genflow.evaluation.networks.numerics import dtype_name, full_precision
+from genflow.evaluation.networks.parts import in_parts
 from genflow.evaluation.networks.weights import read_state
 from genflow.evaluation.protocol import NetworkIdentity
 
@@ -67,9 +68,11 @@ class EfficientNetFeatures(FeatureNetwork):
         self._network = network.to(memory_format=torch.channels_last)  # half as fast again as channels first
 
     def outputs(self, images: Tensor) -> Outputs:
-        rgb = to_rgb(images, self.name, self.device).to(torch.float32)
+        return in_parts(self._compute, to_rgb(images, self.name, self.device), self.device)
+
+    def _compute(self, rgb: Tensor) -> Outputs:
         with full_precision(self.device):
-            x = F.interpolate(rgb, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
+            x = F.interpolate(rgb.to(torch.float32), (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
             x = standardise(x, IMAGENET_MEAN, IMAGENET_STD).to(self._dtype, memory_format=torch.channels_last)
             maps = self._network.extract_features(x)  # (B, 1280, 7, 7)
             return Outputs(maps.to(torch.float32).mean(dim=(2, 3)))

@@ -22,8 +22,8 @@ def to_rgb(images: Tensor, name: str, device: torch.device) -> Tensor:
 def resize_like_tensorflow1(images: Tensor, size: int) -> Tensor:
     """Resize (B, C, H, W) to (B, C, size, size) float32, in the range of the input, as TensorFlow 1 resized.
 
-    Output pixel i is read at i H / size, without the shift by half a pixel and without antialiasing, and between the two
-    neighbours linearly. The published FID depends on it: the Inception network's graph begins so ("On Aliased Resizing
+    Output pixel i is read at i H / size, linearly between its two neighbours, without the shift by half a pixel and
+    without antialiasing. The published FID depends on it: the Inception network's graph begins so ("On Aliased Resizing
     and Surprising Subtleties in GAN Evaluation", arXiv 2104.11222). The operations and their order are those of
     torch-fidelity's ``interpolate_bilinear_2d_like_tensorflow1x``, so the bits are the same; they are done along one
     axis after the other on rows that hold channels last, which costs a fraction. The result lies so in memory, too.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import final
 
@@ -13,7 +12,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from genflow.evaluation.features import FeatureNetwork, Outputs, sha256
 from genflow.evaluation.networks.images import resize_like_tensorflow1, standardise, to_rgb
 from genflow.evaluation.networks.numerics import dtype_name, full_precision
-from genflow.evaluation.networks.weights import find_weights, not_the_weights, read_state
+from genflow.evaluation.networks.parts import in_parts
+from genflow.evaluation.networks.weights import find_weights, not_the_weights, read_state, written_here
 from genflow.evaluation.protocol import NetworkIdentity
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -52,7 +52,7 @@ class InceptionFeatures(FeatureNetwork):
 
     Images are resized to 299x299 as TensorFlow 1 did, then (x - 128) / 128. Features differ from torch-fidelity's by
     rounding only: each batch norm, a fixed scale and shift, is multiplied into the convolution before it. On a CPU the
-    numbers lie channels last, which its convolutions prefer.
+    numbers lie channels last, which its convolutions prefer, and eight images pass at a time.
 
     Args:
         weights: a ``.pth`` (read without running pickled code) or ``.safetensors`` file. Default: torch-fidelity's file
@@ -94,14 +94,16 @@ class InceptionFeatures(FeatureNetwork):
         network = _folded(path)
         self._classify = network.get_parameter("fc.weight").to(self.device, copy=True)
         self._to_mixed_6, self._to_pool_3 = (
-            nn.Sequential(*(network.get_submodule(name) for name in names)).to(
-                self.device, dtype, memory_format=self._layout
-            )
+            nn.Sequential(*(network.get_submodule(name) for name in names))
+            .to(self.device, dtype)
+            .to(memory_format=self._layout)
             for names in (_TO_MIXED_6, _TO_POOL_3)
         )
 
     def outputs(self, images: Tensor) -> Outputs:
-        rgb = to_rgb(images, self.name, self.device)
+        return in_parts(self._compute, to_rgb(images, self.name, self.device), self.device)
+
+    def _compute(self, rgb: Tensor) -> Outputs:
         with full_precision(self.device):
             x = standardise(resize_like_tensorflow1(rgb, 299), (128, 128, 128), (128, 128, 128))
             mixed = self._to_mixed_6(x.to(self._dtype).contiguous(memory_format=self._layout))  # (B, 768, 17, 17)
@@ -116,18 +118,14 @@ def _folded(path: Path) -> nn.Module:
     """Return torch-fidelity's network with the weights of a file, its batch norms folded into its convolutions."""
     from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
 
-    # The extractor reads its weights by an unrestricted torch.load. So the file is read safely here, and the extractor
-    # is given bytes that were written by this very process.
-    trusted = io.BytesIO()
-    torch.save(read_state(path), trusted)
-    trusted.seek(0)
+    trusted = written_here(read_state(path))
     try:
-        # torch-fidelity names its type as str, and hands it to torch.load
-        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], trusted)
+        with torch.random.fork_rng(devices=[]):  # its initial weights take no random numbers from who counts on them
+            network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], trusted)
     except (RuntimeError, TypeError) as error:
         raise not_the_weights(path, f"torch-fidelity's Inception network ({INCEPTION_FILE})", error) from error
     for block in network.modules():
         if isinstance(block, BasicConv2d):
             block.conv = fuse_conv_bn_eval(block.conv, block.bn)
-            block.bn = nn.Identity()
+            block.register_module("bn", nn.Identity())
     return network

@@ -12,20 +12,32 @@ import torch
 def full_precision(device: torch.device) -> Iterator[None]:
     """Compute in the type that tensors have: no gradients, no autocast, no TF32, no bfloat16 inside a product.
 
-    TF32 costs three digits, and so does ``set_float32_matmul_precision("medium")`` on a CPU that multiplies bfloat16.
-    Settings are put back afterwards.
+    TF32 costs three digits, and so does bfloat16 where ``set_float32_matmul_precision("medium")`` allows it on a CPU.
+    All settings, torch's older one and the newer ones of each device, are put back afterwards.
     """
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    cublas, cudnn, cpu = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    settings = (cublas.matmul, cudnn.conv, cpu.matmul, cpu.conv)  # pyright: ignore[reportAttributeAccessIssue]
+    before, legacy = [setting.fp32_precision for setting in settings], _matmul_precision()
     try:
+        torch.set_float32_matmul_precision("highest")  # torch complains where it contradicts the others
+        for setting in settings:
+            setting.fp32_precision = "ieee"
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            if device.type != "cuda":
-                yield
-                return
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                yield
+            yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        torch.set_float32_matmul_precision(legacy)
+        for setting, value in zip(settings, before, strict=True):
+            setting.fp32_precision = "none"  # what it reads now is what it inherits from settings above it
+            if setting.fp32_precision != value:
+                setting.fp32_precision = value
+
+
+def _matmul_precision() -> str:
+    """Return torch's older setting, which it does not tell once a newer one contradicts it: then it is the default."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return "highest"
 
 
 def dtype_name(dtype: torch.dtype) -> str:

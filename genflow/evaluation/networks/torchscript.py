@@ -58,14 +58,18 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
     Those of constant attributes come along. No code of the archive is run.
 
     Raises:
-        ValueError: the archive is damaged, or its description holds instructions that TorchScript does not write.
+        ValueError: the archive is damaged or has no tensors, or its description holds instructions that TorchScript
+            does not write.
     """
     with zipfile.ZipFile(path) as archive:
         places = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         if len(places) != 1:
             raise ValueError(f"{path} has {len(places)} data.pkl instead of one")
         root = places[0].removesuffix("data.pkl")
-        return dict(_tensors(_Description(archive, root).content(), ""))
+        found = dict(_tensors(_Description(archive, root).content(), ""))
+    if not found:
+        raise ValueError(f"{path} holds no tensors")
+    return found
 
 
 def _tensors(value: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import urllib.error
 import zipfile
 from pathlib import Path
@@ -32,8 +33,8 @@ def find_weights(given: Path | None, what: str, file: str, url: str, hash_prefix
         return Path(given)
     path = Path(torch.hub.get_dir()) / "checkpoints" / file
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix=hash_prefix)
         except (urllib.error.URLError, OSError, RuntimeError) as error:  # RuntimeError: the hash is another
             raise RuntimeError(
@@ -67,6 +68,17 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise RuntimeError(f"{path} is not a state dict, which maps names to tensors: save the network's state_dict()")
     return dict(state)
+
+
+def written_here(state: dict[str, Tensor]) -> io.BytesIO:
+    """Return tensors as a file in memory, for code of others that insists on an unrestricted ``torch.load``.
+
+    What it reads then are bytes that this very process has written, from tensors that were read safely.
+    """
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return file
 
 
 def not_the_weights(path: Path, what: str, error: object) -> RuntimeError:
