@@ -78,6 +78,20 @@ def replace_files(source: Path, target: Path) -> None:
         sync(place.parent)
 
 
+def check_place(path: Path) -> None:
+    """Refuse a place that no file can be written to, before work is done for it.
+
+    Raises ``ValueError`` saying what is in the way.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the name of a file")
+    above = next(each for each in path.absolute().parents if each.exists())
+    if not above.is_dir():
+        raise ValueError(f"{path} cannot be written: {above} is a file, not a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"{path} cannot be written: the folder {above} is read-only")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_file(path) as partial:

@@ -23,7 +23,7 @@ ABOUT = (
 class CompareArguments:
     """What ``genflow compare`` takes."""
 
-    files: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RESULT.json ...")]
     """Files that genflow fid --out wrote; each may hold several results, one for each number of steps."""
     ignore: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Field of the protocol that may differ, such as samples.n; give it again for more. The table tells of it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
-import tempfile
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from genflow.cli.models import Team, join_processes, load_model
 from genflow.cli.sides import (
+    DTYPES,
     Drawing,
     ReadingArguments,
     ReferenceSide,
@@ -29,25 +30,37 @@ from genflow.cli.sides import (
 )
 from genflow.config_files import parse_arguments
 from genflow.data.images import load_images
-from genflow.evaluation.caveats import caveats, check_sizes, gaps, out_of_reach
+from genflow.evaluation.caveats import caveats, check_sizes, gaps, out_of_reach, same
 from genflow.evaluation.features import FeatureNetwork, load_features
-from genflow.evaluation.measurement import METRICS, RANGES, Beside, Gathered, Wanted, gather, measure, reads_digits
+from genflow.evaluation.measurement import (
+    METRICS,
+    RANGES,
+    Beside,
+    Gathered,
+    Wanted,
+    gather,
+    measure,
+    reads_digits,
+    scratch_folder,
+)
 from genflow.evaluation.precision import effect
 from genflow.evaluation.protocol import Protocol, Result, save_results
 from genflow.evaluation.report import write_report
 from genflow.evaluation.sources import FoundImages
 from genflow.evaluation.uncertainty import advice
 from genflow.evaluation.wording import describe, plural
+from genflow.files import check_place
 from genflow.pictures import grid
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+OF_INCEPTION = frozenset({"sfid", "is"})  # what is made of more than vectors
 ABOUT = (
     "Distance between samples and a reference, with its standard error, what it would be with infinitely many images,"
     " and the protocol that produced it. For a model and embedded digits the figure is the mean over five ranges of"
     " seeds, beside the floor (real training images against held-out ones), the memorising ratio (distance to the"
     " nearest training image over that of held-out images: 1 is real, 0 copies) and the share of samples that a frozen"
     " classifier reads as the class asked for. Several processes share the work: torchrun --nproc_per_node 8"
-    " --no-python genflow fid ..."
+    " --no-python genflow fid ... Examples: genflow fid runs/a/model digits --steps 1,2,4 --out a.json --report a.html;"
+    " genflow fid samples/ photos/ --metrics kid,pr; genflow fid samples/ cifar10-32x32.npz --weights inception.pth"
 )
 
 
@@ -55,20 +68,21 @@ ABOUT = (
 class FidArguments:
     """What ``genflow fid`` takes."""
 
-    samples: Annotated[str, tyro.conf.Positional]
+    samples: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SAMPLES")]
     """A saved model, a folder, zip or .npz file of images, a data set hf:NAME, or an embedded set (its train part)."""
-    reference: Annotated[str, tyro.conf.Positional]
+    reference: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REFERENCE")]
     """Images as for the samples (of an embedded set the held-out part), or a file of statistics: of genflow stats,
     EDM, EDM2, ADM, clean-fid or pytorch-fid."""
     metrics: str = "fid"
-    """What to measure besides the Fréchet distance, such as kid,pr: sfid, kid, is (Inception score), pr (precision and
-    recall), or all."""
+    """What to measure besides the Fréchet distance, such as kid,pr: kid, pr (precision and recall), and of Inception
+    sfid and is (Inception score); all is all that the features have."""
     data: ReadingArguments = field(default_factory=ReadingArguments)
     """How image files are read; by default as they are, or as the run was told that the model is of."""
     features: str = "auto"
     """Network whose features are compared: inception, clip-vit-b-32 and others, dinov2-vit-s-14 and others,
-    efficientnet-lite0, digits, mnist5k, pixels, or MODULE:FUNCTION of yours; auto is that of the statistics, or the
-    reference's own if it is embedded digits, else inception."""
+    efficientnet-lite0, digits, mnist5k, pixels, or MODULE:FUNCTION for a function of images (B, C, H, W) uint8 that
+    gives (B, D). auto: digits and mnist5k for references of that name; what a file of statistics says; else
+    inception."""
     weights: Path | None = None
     """Weights file of the network; by default it is looked for in torch's hub cache, then downloaded."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -96,7 +110,7 @@ class FidArguments:
 def fid(arguments: Sequence[str], *, prog: str = "genflow fid") -> None:
     """Print figures with the protocol that produced them."""
     options = parse_arguments(FidArguments, arguments, prog=prog, about=ABOUT)
-    wanted = Wanted(metrics=_metrics(options.metrics), per_class=options.per_class)
+    asked = _metrics(options.metrics)
     steps = _steps(options.steps)
     _check(options)
     team = join_processes(options.device)
@@ -108,10 +122,11 @@ def fid(arguments: Sequence[str], *, prog: str = "genflow fid") -> None:
         sides = [read_samples(options.samples, reading)]
     check_sizes(sides[0].said, reference.said)
     name = _network_name(options, reference)
+    if name != "inception" and "all" in options.metrics:
+        asked -= OF_INCEPTION
+    wanted = Wanted(metrics=asked, per_class=options.per_class)
     _check_reach(wanted, name, sides[0], reference)
     results = _measured(options, wanted, name, sides, reference, team)
-    if team.rank == 0 and options.out is not None:
-        save_results(options.out, results)
     if team.rank == 0 and options.report is not None:
         command = shlex.join([prog, *arguments])
         title = f"{sides[0].said.name} against {reference.said.name}"
@@ -129,10 +144,10 @@ def _measured(
     if file is not None:
         _check_network(network, reference)
     results: list[Result] = []
-    with tempfile.TemporaryDirectory(prefix="genflow-") as folder:
+    with scratch_folder() as folder:
         if reference.data is not None:
             source = FoundImages(reference.data)
-            there = gather(source, network, wanted, Path(folder), progress=_bar("reference", team))
+            there = gather(source, network, wanted, folder, progress=_bar("reference", team))
         else:
             assert file is not None
             there = Gathered(moments=file.stats, spatial=file.spatial)
@@ -144,10 +159,13 @@ def _measured(
             progress = _bar(_how(side), team)
             found = measure(side.ranges, there, network, wanted, beside=beside, classes=classes, progress=progress)
             notes = list(_notes(options, wanted, network, side, reference))
-            if options.dtype != "float32" and reference.data is not None:
+            if options.dtype != "float32" and reference.data is not None and not results:
                 exact = load_features(name, options.weights, team.device, image_shape=shape)
                 notes.append(effect(network, exact, side.ranges[0], FoundImages(reference.data)))
-            protocol = Protocol(samples=side.said, reference=reference.said, network=network.identity)
+            here = side.said if side.said.sampling is not None else replace(side.said, hash=found.digests[0])
+            said = reference.said if there.digest is None else replace(reference.said, hash=there.digest)
+            notes += same(here, said)
+            protocol = Protocol(samples=here, reference=said, network=network.identity)
             results.append(
                 Result(
                     protocol=protocol,
@@ -158,7 +176,9 @@ def _measured(
                 )
             )
             if team.rank == 0:
-                print(describe(results[-1]))
+                if options.out is not None:  # what has been measured stays, whatever comes after
+                    save_results(options.out, results)
+                print(describe(results[-1]), flush=True)
     return results
 
 
@@ -170,6 +190,8 @@ def _notes(
         yield from gaps(reference.said, reference.file.network, reference.file.origin)
         yield from out_of_reach(wanted.metrics, spatial=reference.file.spatial is not None)
     yield from advice(side.said.n, reference.said.n, network.dims)
+    if wanted.per_class:
+        yield "distances of single classes are of few images each: compare them with each other, not with the whole"
 
 
 def _drawn(options: FidArguments, steps: Sequence[int], reference: ReferenceSide, device: torch.device) -> list[Side]:
@@ -217,6 +239,9 @@ def _check(options: FidArguments) -> None:
     """Refuse values that cannot be, and options of models where there is none."""
     if options.num < 0 or options.num == 1:
         raise ValueError(f"--num must be at least 2, or 0 for as many as the reference has, got {options.num}")
+    for place in (options.out, options.report):
+        if place is not None:
+            check_place(place)
     if options.first_seed < 0:
         raise ValueError(f"--first-seed must not be negative, got {options.first_seed}")
     if is_measured_model(options.samples):
@@ -262,11 +287,16 @@ def _check_network(network: FeatureNetwork, reference: ReferenceSide) -> None:
 
 def _check_reach(wanted: Wanted, name: str, side: Side, reference: ReferenceSide) -> None:
     """Refuse figures that this network or these sides cannot have."""
-    missing = wanted.metrics & {"sfid", "is"}
+    missing = wanted.metrics & OF_INCEPTION
     if missing and name != "inception":
-        option = " and ".join(sorted(missing))
+        option = ",".join(sorted(missing))
+        raise ValueError(f"--metrics {option} takes Inception's outputs, and the features are {name}: leave it out")
+    _check_numbers(wanted, side, reference)
+    shapes = [each.shape for each in (side.said, reference.said) if each.shape is not None]
+    if name == "pixels" and len({*shapes}) > 1:
         raise ValueError(
-            f"--metrics {option} is made of Inception's outputs, and the features are {name}: leave it out"
+            f"pixels of {' and '.join(map(str, shapes))} (channels, height, width) cannot be compared: --data.channels"
+            " reads image files as grey (1) or RGB (3)"
         )
     if not wanted.per_class:
         return
@@ -283,6 +313,18 @@ def _check_reach(wanted: Wanted, name: str, side: Side, reference: ReferenceSide
         )
 
 
+def _check_numbers(wanted: Wanted, side: Side, reference: ReferenceSide) -> None:
+    """Refuse what too few images cannot have, before the many of the other side are passed."""
+    needed = {"": 2, "kid": 2, "pr": 4}
+    for what, least in needed.items():
+        if what and what not in wanted.metrics:
+            continue
+        for images, said in (("samples are", side.said), ("reference is", reference.said)):
+            if said.n is not None and said.n < least:
+                metric = f"--metrics {what}" if what else "a distance"
+                raise ValueError(f"{metric} needs at least {least} images a side, and the {images} {said.n}")
+
+
 def _how(side: Side) -> str:
     how = side.said.sampling
     return "samples" if how is None else f"{how.sampler}, {plural(how.steps, 'step')}"
@@ -292,7 +334,10 @@ def _bar(what: str, team: Team) -> Callable[[Iterable[int]], Iterable[int]]:
     """Return a progress bar over units of images, which process 0 shows."""
     if team.count > 1:
         what += f", process 1 of {team.count}"
-    return lambda units: tqdm(units, desc=what, unit="unit", leave=False, delay=0.5, disable=team.rank > 0)
+    often = 0.5 if sys.stderr.isatty() else 15  # seconds between lines of a log
+    return lambda units: tqdm(
+        units, desc=what, unit="unit", leave=False, delay=0.5, mininterval=often, disable=team.rank > 0
+    )
 
 
 def _pictures(sides: Sequence[Side], reference: ReferenceSide) -> dict[str, Tensor]:

@@ -41,6 +41,8 @@ examples:
 genflow COMMAND --help explains every option; genflow --version prints the version.
 """
 COMMANDS = ("train", "sample", "fid", "stats", "compare", "import", "push", "demo")
+RESUMABLE = ("train", "sample", "demo")
+RESUMES = "stopped; the same command again continues from what is saved"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"genflow {__version__}")
             return 0
         case [command, *rest]:
-            return guard(lambda: _run(command, rest))
+            return guard(lambda: _run(command, rest), RESUMES if command in RESUMABLE else "stopped")
     return 2
 
 
@@ -106,8 +108,8 @@ def _run(command: str, rest: list[str]) -> None:
             raise ValueError(f"unknown command {command!r}; {hint}")
 
 
-def guard(action: Callable[[], object]) -> int:
-    """Run an action; answer what a user can mend with one line on stderr and exit code 2.
+def guard(action: Callable[[], object], stopped: str = RESUMES) -> int:
+    """Run an action; answer what a user can mend with one line on stderr and exit code 2, and Ctrl-C with ``stopped``.
 
     GENFLOW_TRACEBACK=1 in the environment shows the whole traceback instead.
     """
@@ -126,7 +128,7 @@ def guard(action: Callable[[], object]) -> int:
         print(f"genflow: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("genflow: stopped; the same command again continues from what is saved", file=sys.stderr)
+        print(f"genflow: {stopped}", file=sys.stderr)
         return 130
     return 0
 

@@ -21,6 +21,8 @@ from genflow.evaluation.references import Reference, is_reference, load_referenc
 from genflow.evaluation.sources import FoundImages, Samples, Source
 from genflow.sampling.generate import choose_times, network_calls
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingArguments:

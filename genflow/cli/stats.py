@@ -3,40 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, final
 
-import torch
 import tyro
 from tqdm import tqdm
 
 from genflow.cli.models import Team, join_processes
-from genflow.cli.sides import ReadingArguments, is_measured_model, said_of
+from genflow.cli.sides import DTYPES, ReadingArguments, is_measured_model, said_of
 from genflow.config_files import parse_arguments
 from genflow.data.decoding import Decoding
 from genflow.data.images import EMBEDDED, ImageData, Split, load_images
-from genflow.evaluation.extraction import Passed, Progress, SpatialMoments, pass_through
+from genflow.evaluation.extraction import Passed, PixelDigest, Progress, SpatialMoments, pass_through
 from genflow.evaluation.features import load_features
 from genflow.evaluation.measurement import SPATIAL
 from genflow.evaluation.references import is_reference, save_reference
 from genflow.evaluation.sources import FoundImages
 from genflow.evaluation.statistics import FeatureStats
 from genflow.evaluation.wording import network_words, printable, reference_words
+from genflow.files import check_place
 
 ABOUT = (
     "Mean and covariance of the features of images, with the protocol that they were made by: a file to give to"
     " genflow fid for the images themselves. pytorch-fid and clean-fid read it too (mu, sigma), and ADM's evaluator"
     " what Inception's spatial features give (mu_s, sigma_s)."
 )
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatsArguments:
     """What ``genflow stats`` takes."""
 
-    source: Annotated[str, tyro.conf.Positional]
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """A folder, zip or .npz file of images, a data set hf:NAME, or an embedded set."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """The .npz file to write."""
@@ -86,11 +85,12 @@ def stats(arguments: Sequence[str], *, prog: str = "genflow stats") -> None:
     )  # after all that can be refused without it
     vectors = VectorMoments(network.dims)
     spatial = SpatialMoments(SPATIAL) if network.name == "inception" else None
-    sinks = [vectors] if spatial is None else [vectors, spatial]
+    digest = PixelDigest()
+    sinks = [vectors, digest] if spatial is None else [vectors, digest, spatial]
     pass_through(FoundImages(data), network, sinks, _bar(team))
     if team.rank > 0:
         return
-    said = said_of(data, split)
+    said = replace(said_of(data, split), hash=digest.hexadecimal)
     save_reference(
         options.out,
         stats=vectors.stats,
@@ -110,6 +110,7 @@ def stats(arguments: Sequence[str], *, prog: str = "genflow stats") -> None:
 def _images(options: StatsArguments) -> tuple[Split, ImageData]:
     """Return the images asked for, and which part of their set they are."""
     source, how = options.source, options.data
+    check_place(options.out)
     if options.out.suffix != ".npz":
         raise ValueError(f"--out {options.out} must end in .npz: other tools know files of statistics by that")
     if is_measured_model(source):

@@ -137,6 +137,8 @@ def decode(encoded: bytes, name: str, decoding: Decoding) -> Decoded:
             flat, kind = _flatten(image, encoded, name, decoding)
             turn = _turn(image)
             codec = "jpeg" if image.format == "MPO" else str(image.format).lower()  # MPO: a JPEG with others behind it
+            if codec == "webp" and b"VP8L" in encoded[:4096]:  # the chunk that holds pixels without loss
+                codec = "webp-lossless"
     except (Refused, Broken, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:

@@ -6,6 +6,7 @@ So neither the number of processes nor memory depends on how many images there a
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from genflow.evaluation.metrics import nearest_distances
 from genflow.evaluation.reduction import several_processes, sum_over_processes
 from genflow.evaluation.sources import UNIT, Source
 from genflow.evaluation.statistics import FeatureStats
+from genflow.files import naming
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
 _ROWS = 2048  # of a file of vectors that are moved at once
@@ -115,9 +117,10 @@ class Scores:
 
 @final
 class VectorFile:
-    """All vectors and labels, in a file that is mapped into memory: for what needs each of them.
+    """All vectors and labels, for what needs each of them: in a file that is mapped into memory once it is whole.
 
-    Every process has a file of all places, and fills those of its share; ``reduce`` fills the rest.
+    Every process has a file of all places, and fills those of its share; ``reduce`` fills the rest. It is written, not
+    mapped, while it grows: a full disk is then an error, and not the end of the process.
 
     Args:
         count: number of images.
@@ -125,25 +128,36 @@ class VectorFile:
         folder: where the file lies while it is needed.
     """
 
+    vectors: npt.NDArray[np.float32]
+    """(N, D), after ``reduce``."""
+
     def __init__(self, count: int, dims: int, folder: Path) -> None:
-        with tempfile.NamedTemporaryFile(dir=folder, suffix=".f32", delete=False) as file:
-            path = file.name
-        self.vectors: npt.NDArray[np.float32] = np.memmap(path, np.float32, "w+", shape=(count, dims))
+        self._file = tempfile.NamedTemporaryFile(dir=folder, suffix=".f32", delete=False)  # noqa: SIM115 (until reduce)
+        self._file.truncate(4 * count * dims)
+        self._shape = (count, dims)
         self.labels = np.zeros(count, np.int64)  # of a place that another process fills
 
     def update(self, passed: Passed) -> None:
-        end = passed.start + len(passed.images)
-        self.vectors[passed.start : end] = passed.outputs.vectors.cpu().numpy()
+        self._write(passed.start, passed.outputs.vectors)
         if passed.labels is not None:
-            self.labels[passed.start : end] = passed.labels.numpy()
+            self.labels[passed.start : passed.start + len(passed.images)] = passed.labels.numpy()
 
     def reduce(self) -> None:
-        if not several_processes():
-            return
-        for start in range(0, len(self.vectors), _ROWS):
-            rows = slice(start, start + _ROWS)
-            self.vectors[rows] = sum_over_processes(torch.from_numpy(np.array(self.vectors[rows]))).numpy()
-        self.labels[:] = sum_over_processes(torch.from_numpy(self.labels)).numpy()
+        self._file.flush()
+        path = Path(self._file.name)
+        if several_processes():
+            mine = np.memmap(path, np.float32, "r", shape=self._shape)
+            for start in range(0, len(mine), _ROWS):
+                self._write(start, sum_over_processes(torch.from_numpy(np.array(mine[start : start + _ROWS]))))
+            self.labels = sum_over_processes(torch.from_numpy(self.labels)).numpy()
+        with naming(path):
+            self._file.close()
+        self.vectors = np.memmap(path, np.float32, "r", shape=self._shape)
+
+    def _write(self, start: int, rows: Tensor) -> None:
+        with naming(Path(self._file.name)):
+            self._file.seek(4 * start * self._shape[1])
+            self._file.write(rows.cpu().contiguous().numpy().data)
 
 
 @final
@@ -169,6 +183,32 @@ class NearestImages:
     def mean(self) -> float:
         """Mean distance to the nearest training image."""
         return float(self._sum[0] / self._sum[1])
+
+
+@final
+class PixelDigest:
+    """What names a set of images by their pixels alone, whatever their order, their names and how they are packed.
+
+    The sum, modulo 2^128, of BLAKE2b of 16 bytes over each image's shape and pixels.
+    """
+
+    def __init__(self) -> None:
+        self._sums = torch.zeros(4, dtype=torch.int64)  # of 32-bit words, which leave room to add up 2^31 of them
+
+    def update(self, passed: Passed) -> None:
+        for image in passed.images.cpu().numpy():
+            state = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
+            state.update(np.ascontiguousarray(image).data)
+            self._sums += torch.from_numpy(np.frombuffer(state.digest(), "<u4").astype(np.int64))
+
+    def reduce(self) -> None:
+        self._sums = sum_over_processes(self._sums)
+
+    @property
+    def hexadecimal(self) -> str:
+        """The digest, 32 hexadecimal digits."""
+        total = sum(int(word) << (32 * place) for place, word in enumerate(self._sums.tolist()))
+        return f"{total % 2**128:032x}"
 
 
 @final

@@ -89,9 +89,9 @@ class InceptionScore:
         return everybody
 
     def score(self) -> Figure:
-        """Mean over the splits; ``standard_error`` is their standard deviation (over n, not n - 1), as papers report.
+        """Mean over the splits; ``standard_error`` is that of the mean, their standard deviation over its root.
 
-        That is how much scores of a tenth of the images vary, not how much this one does.
+        Papers print the standard deviation itself (over n, not n - 1), which is sqrt(10) times as large.
 
         Raises:
             ValueError: not all images are there.
@@ -101,4 +101,4 @@ class InceptionScore:
         marginal = self._mass / self._count[:, None]
         divergence = self._entropy / self._count - torch.xlogy(marginal, marginal).sum(dim=1)
         scores = divergence.exp().tolist()
-        return Figure(value=statistics.fmean(scores), standard_error=statistics.pstdev(scores))
+        return Figure(value=statistics.fmean(scores), standard_error=statistics.pstdev(scores) / len(scores) ** 0.5)

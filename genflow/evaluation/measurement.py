@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +20,7 @@ from genflow.evaluation.blocks import BlockStats
 from genflow.evaluation.extraction import (
     AskedClass,
     NearestImages,
+    PixelDigest,
     Progress,
     Scores,
     Sink,
@@ -63,6 +67,26 @@ class Gathered:
     blocks: BlockStats | None = None
     score: InceptionScore | None = None
     vectors: VectorFile | None = None
+    digest: str | None = None
+    """What names the images by their pixels."""
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yield a folder for what does not fit memory, which is removed at the end.
+
+    Raises ``RuntimeError`` saying what to do if its disk is full.
+    """
+    with tempfile.TemporaryDirectory(prefix="genflow-") as name:
+        try:
+            yield Path(name)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise RuntimeError(
+                f"no room for sums and vectors in the temporary folder {tempfile.gettempdir()}: make room, or set the"
+                " environment variable TMPDIR to a folder that has it"
+            ) from error
 
 
 def gather(
@@ -86,7 +110,8 @@ def gather(
     spatial = SpatialMoments(SPATIAL) if "sfid" in wanted.metrics else None
     scores = Scores(InceptionScore(count)) if "is" in wanted.metrics else None
     file = VectorFile(count, dims, folder) if folder is not None and wanted.every_vector else None
-    sinks = [sink for sink in (blocks, spatial, scores, file) if sink is not None]
+    digest = PixelDigest()
+    sinks = [sink for sink in (blocks, spatial, scores, file, digest) if sink is not None]
     pass_through(source, network, [*sinks, *also], progress)
     return Gathered(
         moments=blocks.blocks.whole(),
@@ -94,6 +119,7 @@ def gather(
         spatial=spatial and spatial.stats,
         score=scores and scores.score,
         vectors=file,
+        digest=digest.hexadecimal,
     )
 
 
@@ -155,11 +181,36 @@ def _of(value: _T | None) -> _T:
 
 
 def _mean(found: Sequence[Figure]) -> Figure:
-    """Return the mean of figures of other seeds; its error is told by their spread, or by the only one itself."""
+    """Return the mean of figures of other seeds against one reference.
+
+    Of the squared error of a single figure, what its spread over seeds does not show is the reference's, which the mean
+    keeps. Without errors of single figures there is none of the mean.
+    """
     if len(found) == 1:
         return found[0]
     values = [each.value for each in found]
+    singles = [each.standard_error for each in found if each.standard_error is not None]
+    if len(singles) < len(found):
+        return Figure(value=statistics.fmean(values))
+    spread = statistics.variance(values)
+    kept = max(0.0, statistics.fmean(error * error for error in singles) - spread)
+    return Figure(value=statistics.fmean(values), standard_error=(spread / len(values) + kept) ** 0.5)
+
+
+def _seeds_alone(values: Sequence[float]) -> Figure:
+    """Return a mean over seeds of what is a property of the samples: its error is told by their spread."""
+    if len(values) == 1:
+        return Figure(value=values[0])
     return Figure(value=statistics.fmean(values), standard_error=statistics.stdev(values) / len(values) ** 0.5)
+
+
+def _check_finite(found: dict[str, Figure], name: str) -> None:
+    for figure, each in found.items():
+        if not all(math.isfinite(x) for x in (each.value, each.standard_error or 0.0, each.limit or 0.0)):
+            raise ValueError(
+                f"the {figure} of {name} features is not a finite number: they are too large, or of too many sizes, for"
+                " what is computed of them; scale them"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,11 +228,11 @@ class Beside:
         Raises ``ValueError`` if every held-out image is also a training image.
         """
         near = NearestImages(torch.from_numpy(train.images))
-        with tempfile.TemporaryDirectory(prefix="genflow-") as name:
+        with scratch_folder() as folder:
             every = Wanted(per_class=True)
             real, known = FoundImages(held_out), FoundImages(train)
-            there = gather(real, network, every, Path(name), also=[near])
-            here = gather(known, network, every, Path(name))
+            there = gather(real, network, every, folder, also=[near])
+            here = gather(known, network, every, folder)
             distances = floor_distances(_in_order(here, known), _in_order(there, real), repeats=RANGES)
         if near.mean == 0:
             raise ValueError("every held-out image is also a training image: no ratio can be formed")
@@ -205,6 +256,8 @@ class Measured:
     figures: dict[str, Figure]
     distances: tuple[float, ...]
     per_class: dict[str, Figure]
+    digests: tuple[str, ...]
+    """What names the images of each range by their pixels."""
 
     @property
     def over_floor(self) -> float:
@@ -234,24 +287,26 @@ def measure(
         classes: names of the classes that samples were asked for, if they were.
         progress: wraps the numbers of the units.
     """
-    with tempfile.TemporaryDirectory(prefix="genflow-") as name:
+    with scratch_folder() as folder:
         near = [NearestImages(beside.train) for _ in ranges] if beside is not None else []
         asked = [AskedClass() for _ in ranges] if beside is not None and classes and reads_digits(network.name) else []
         sets = [
-            gather(each, network, wanted, Path(name), also=[*near[k : k + 1], *asked[k : k + 1]], progress=progress)
+            gather(each, network, wanted, folder, also=[*near[k : k + 1], *asked[k : k + 1]], progress=progress)
             for k, each in enumerate(ranges)
         ]
         found = figures(sets, reference, network.name, wanted)
+        _check_finite(found, network.name)
         single = tuple(frechet_distance(each.moments, reference.moments) for each in sets) if len(sets) > 1 else ()
         by_class = {}
         if wanted.per_class and classes and reference.vectors is not None:
             by_class = per_class(sets, reference, classes)
     if beside is not None:
         found["floor"] = beside.floor
-        found["memorising"] = _mean([Figure(value=each.mean / beside.held_out_nearest) for each in near])
+        found["memorising"] = _seeds_alone([each.mean / beside.held_out_nearest for each in near])
     if asked:
-        found["accuracy"] = _mean([Figure(value=each.share) for each in asked])
-    return Measured(figures=found, distances=single, per_class=by_class)
+        found["accuracy"] = _seeds_alone([each.share for each in asked])
+    digests = tuple(_of(each.digest) for each in sets)
+    return Measured(figures=found, distances=single, per_class=by_class, digests=digests)
 
 
 def reads_digits(name: str) -> bool:

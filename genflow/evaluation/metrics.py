@@ -8,25 +8,19 @@ from genflow.evaluation.statistics import FeatureStats
 from genflow.pixels import to_unit
 
 
-def floor(features_train: Tensor, features_held_out: Tensor, *, repeats: int = 5, seed: int = 0) -> float:
-    """The least Fréchet distance that can be expected of a generator: real against held-out images.
+def floor_distances(
+    features_train: Tensor, features_held_out: Tensor, *, repeats: int = 5, seed: int = 0
+) -> list[float]:
+    """The least Fréchet distances that can be expected of a generator: real against held-out images.
 
-    Mean over ``repeats`` random subsets of the training features, each as large as the held-out set
-    and drawn without replacement, of the Fréchet distance to the held-out features.
+    Each is of a random subset of the training features, as large as the held-out set and drawn without replacement, to
+    the held-out features; there are ``repeats``, and their mean is called the floor.
 
     Shapes: (N, D) and (M, D) with N >= M.
 
     Raises:
         ValueError: fewer training than held-out features, or repeats < 1.
     """
-    distances = floor_distances(features_train, features_held_out, repeats=repeats, seed=seed)
-    return sum(distances) / len(distances)
-
-
-def floor_distances(
-    features_train: Tensor, features_held_out: Tensor, *, repeats: int = 5, seed: int = 0
-) -> list[float]:
-    """The single distances whose mean is ``floor``, for the spread; arguments as there."""
     count = len(features_held_out)
     if repeats < 1 or len(features_train) < count:
         raise ValueError(
@@ -41,29 +35,6 @@ def floor_distances(
         subset = FeatureStats.of(features_train[chosen.to(features_train.device)])
         found.append(frechet_distance(subset, held_out))
     return found
-
-
-def memorising_ratio(samples: Tensor, train: Tensor, held_out: Tensor) -> float:
-    """How much nearer samples lie to the training images than unseen real images do.
-
-    mean_i min_j |samples_i - train_j| / mean_i min_j |held_out_i - train_j|, with L2 distances
-    between pixels in [-1, 1]. Real images give 1, copies of training images 0.
-
-    Shapes: (N, C, H, W), (M, C, H, W) and (K, C, H, W), all uint8.
-
-    Raises:
-        ValueError: a set is empty, not uint8 or of another image shape; or every held-out image
-            is a training image.
-    """
-    for name, images in (("samples", samples), ("train", train), ("held_out", held_out)):
-        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
-            raise ValueError(f"{name} must be uint8 images (N > 0, C, H, W), got {images.dtype} {tuple(images.shape)}")
-        if images.shape[1:] != train.shape[1:]:
-            raise ValueError(f"{name} has images {tuple(images.shape[1:])}, train {tuple(train.shape[1:])}")
-    real = nearest_distances(held_out, train).mean()
-    if real == 0:
-        raise ValueError("every held-out image is also a training image: no ratio can be formed")
-    return float(nearest_distances(samples, train).mean() / real)
 
 
 def nearest_distances(images: Tensor, train: Tensor, *, chunk: int = 1024) -> Tensor:

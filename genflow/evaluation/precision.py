@@ -12,7 +12,7 @@ from genflow.evaluation.frechet import frechet_distance
 from genflow.evaluation.sources import Source
 from genflow.evaluation.statistics import FeatureStats
 
-CHECKED = 4  # units of each side that are computed in both precisions
+CHECKED = 2  # units of each side that are computed in both precisions
 
 
 def effect(fast: FeatureNetwork, exact: FeatureNetwork, samples: Source, reference: Source) -> str:

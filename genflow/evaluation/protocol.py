@@ -7,6 +7,7 @@ said to be missing rather than guessed.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -16,7 +17,7 @@ from genflow import __version__
 from genflow.files import write_text
 
 FORMAT = 2  # of the files; raise it when a reader of older ones would misread
-LOSSLESS = ("raw", "png", "bmp")  # codecs that give back every pixel
+LOSSLESS = ("raw", "png", "bmp", "webp-lossless")  # codecs that give back every pixel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,13 +218,32 @@ def load_results(path: Path) -> list[Result]:
         if not isinstance(record, Mapping) or record.get("format") != FORMAT:
             raise ValueError(f"{advice} (format {FORMAT}): measure anew")
         results = TypeAdapter(list[Result]).validate_json(json.dumps(record["results"]), strict=True)
-        if results and all({"fid", "fd"} & result.figures.keys() for result in results):
+        if results and all(map(_is_sound, results)):
             return results
     except ValidationError as error:
         where = f" at results.{'.'.join(map(str, error.errors()[0]['loc']))}"
-    except (json.JSONDecodeError, KeyError):
+    except (KeyError, RecursionError):
         pass
+    except ValueError as error:  # no JSON, or a number of thousands of digits
+        if str(error).startswith(advice):
+            raise
     raise ValueError(f"{advice}, or it is damaged{where}: measure anew")
+
+
+def _is_sound(result: Result) -> bool:
+    """Tell whether there is a distance, and all numbers are ones that can have been measured."""
+    figures = (*result.figures.values(), *result.per_class.values())
+    numbers = [*result.distances]
+    for figure in figures:
+        numbers += [x for x in (figure.value, figure.standard_error, figure.limit) if x is not None]
+        numbers += figure.interval or ()
+    sides = (result.protocol.samples, result.protocol.reference)
+    return (
+        bool({"fid", "fd"} & result.figures.keys())
+        and all(map(math.isfinite, numbers))
+        and all((figure.standard_error or 0) >= 0 for figure in figures)
+        and all((side.n if side.n is not None else 1) > 0 for side in sides)
+    )
 
 
 def _no_number(text: str) -> None:

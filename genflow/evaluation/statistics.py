@@ -15,6 +15,7 @@ from genflow.files import naming
 
 CHUNK = 2048  # rows that are in memory as float64 at a time
 STRIP = 512  # columns of the outer products that are computed at a time
+LARGEST = 1e15  # feature that is taken: products of squares of larger ones leave the range of numbers
 
 
 @final
@@ -76,6 +77,8 @@ class FeatureStats:
             raise ValueError(f"moments of count={count} features: a covariance needs at least 2")
         if not (mean.isfinite().all() and covariance.isfinite().all()):
             raise ValueError("the moments hold NaN or infinity")
+        if mean.abs().max() > LARGEST or covariance.abs().max() > LARGEST**2:
+            raise ValueError(f"the moments are of features beyond {LARGEST:g}: scale the features")
         if (covariance - covariance.T).abs().max() > 1e-4 * covariance.abs().max():
             raise ValueError("the covariance is not symmetric")
         stats = cls(len(mean))
@@ -96,6 +99,8 @@ class FeatureStats:
             raise ValueError(f"features must be (B, {self.dims}), got {tuple(features.shape)}")
         if not features.isfinite().all():
             raise ValueError("features hold NaN or infinity: look at the images they come from")
+        if len(features) and features.abs().max() > LARGEST:
+            raise ValueError(f"features of up to {float(features.abs().max()):.3g}, beyond {LARGEST:g}: scale them")
         for part in features.detach().split(CHUNK):
             if len(part) == 0:
                 return
@@ -215,7 +220,7 @@ class FeatureStats:
         """
         with naming(path), path.open("wb") as file:
             for part in (torch.tensor([self._known()]), self._origin, self._sum, self._outer):
-                part.double().numpy().tofile(file)
+                file.write(part.double().numpy().data)  # tofile would not say that the disk is full
 
     @classmethod
     def read_raw(cls, path: Path, dims: int) -> FeatureStats:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from genflow.evaluation.blocks import BlockStats
-from genflow.evaluation.frechet import Solution, solve
+from genflow.evaluation.frechet import Solution, solve, thin_root
 from genflow.evaluation.protocol import Figure
 from genflow.evaluation.statistics import FeatureStats
 
@@ -50,8 +50,10 @@ class Estimate:
         sum of variances are Welch's and Satterthwaite's. L is unbiased, so it can lie below zero, as a kernel distance
         can, when the laws are nearly the same.
         """
-        if self.limit is None or self.samples_variance is None:
+        if self.samples_variance is None:
             return Figure(value=self.value)
+        if self.limit is None:
+            return Figure(value=self.value, standard_error=math.sqrt(self.samples_variance + self.reference_variance))
         parts = [(self.samples_variance, self.samples_freedom), (self.reference_variance, self.reference_freedom)]
         variance = sum(v for v, _ in parts)
         spread = sum(v * v / freedom for v, freedom in parts)
@@ -141,7 +143,7 @@ def estimate(samples: BlockStats, reference: BlockStats | FeatureStats) -> Estim
     found = [_jackknife(side, correct, counted=len(sides) > 1) for side in sides]
     return Estimate(
         value=solution.distance,
-        limit=found[0].limit - sum(each.bias for each in found[1:]),
+        limit=found[0].limit - sum(each.bias for each in found[1:]) if enough else None,
         samples_variance=found[0].variance,
         samples_freedom=len(samples) - 1,
         reference_variance=sum(each.variance for each in found[1:]),
@@ -180,6 +182,7 @@ def _jackknife(side: _Side, correct: Correction, *, counted: bool) -> _Jackknife
     n, m = side.own.count, side.other.count if counted else None
     assert n
     whole = correct(side.solution, (n, m))
+    root = thin_root(side.other)
     pseudo: list[float] = []
     shares: list[float] = []
     for number in range(len(side.blocks)):
@@ -188,7 +191,7 @@ def _jackknife(side: _Side, correct: Correction, *, counted: bool) -> _Jackknife
         fold = n / part.count
         rest = side.own.without(part)
         del part  # the solution needs the memory
-        left = correct(solve(rest, side.other, tolerance=TOLERANCE), (rest.count, m))
+        left = correct(solve(rest, side.other, tolerance=TOLERANCE, root_b=root), (rest.count, m))
         pseudo.append(fold * whole - (fold - 1) * left)
         shares.append(fold)
     limit = sum(p / h for p, h in zip(pseudo, shares, strict=True))
@@ -227,11 +230,11 @@ def combine(estimates: Sequence[Estimate]) -> Estimate:
     value = statistics.fmean(each.value for each in estimates)
     limits = [each.limit for each in estimates if each.limit is not None]
     variances = [each.samples_variance for each in estimates if each.samples_variance is not None]
-    if len(limits) < len(estimates) or len(variances) < len(estimates):
+    if len(variances) < len(estimates):
         return Estimate(value=value)
     return Estimate(
         value=value,
-        limit=statistics.fmean(limits),
+        limit=statistics.fmean(limits) if len(limits) == len(estimates) else None,
         samples_variance=statistics.fmean(variances) / len(estimates),
         samples_freedom=sum(each.samples_freedom for each in estimates),
         reference_variance=statistics.fmean(each.reference_variance for each in estimates),

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from genflow.evaluation.protocol import Figure, ImageSet, NetworkIdentity, Result
 
 UNKNOWN = "not recorded"
+CLASSES = 10  # that are told on the screen
 NAMES = {
     "fid": "FID",
     "fd": "FD",
@@ -187,6 +188,11 @@ def _figure_lines(result: Result) -> Iterator[str]:
     ]
     if of_data:
         yield ", ".join(of_data)
+    worst = sorted(result.per_class.items(), key=lambda each: -each[1].value)
+    if worst:
+        shown = ", ".join(f"{name} {number(figure.value, figure.standard_error)}" for name, figure in worst[:CLASSES])
+        more = f" and {len(worst) - CLASSES} more" if len(worst) > CLASSES else ""
+        yield f"by class, worst first: {shown}{more}"
     others = [
         f"{NAMES.get(name, name)} {show(name, figure)}"
         for name, figure in result.figures.items()

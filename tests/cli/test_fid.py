@@ -93,8 +93,46 @@ def test_a_distance_is_printed_with_its_protocol_and_stored(capsys) -> None:
 
 def test_a_set_is_at_no_distance_from_itself(capsys) -> None:
     np.savez("a.npz", images=np.random.default_rng(0).integers(0, 256, (700, 8, 8, 1), dtype=np.uint8))
-    result, _ = measured(capsys, "a.npz", "a.npz", "--features", "digits")
+    result, shown = measured(capsys, "a.npz", "a.npz", "--features", "digits")
     assert result.distance.value == 0
+    assert "the same images, pixel for pixel" in shown
+
+
+def test_a_set_is_known_by_its_pixels_whatever_their_order_and_packing(capsys, tmp_path) -> None:
+    write(tmp_path / "a", digits())
+    write(tmp_path / "b", digits()[::-1], "bmp")
+    np.savez("c.npz", images=digits())
+    hashes = {
+        measured(capsys, "digits", each, "--features", "digits")[0].protocol.reference.hash
+        for each in (tmp_path / "a", tmp_path / "b", "c.npz")
+    }
+    assert len(hashes) == 1
+    other = digits().copy()
+    other[7, 0, 0, 0] ^= 1
+    np.savez("d.npz", images=other)
+    assert measured(capsys, "digits", "d.npz", "--features", "digits")[0].protocol.reference.hash not in hashes
+
+
+def test_results_are_kept_as_they_come(model, capsys, monkeypatch) -> None:
+    import genflow.cli.fid as module
+
+    def stop(result):
+        if result.protocol.samples.sampling.steps == 2:
+            raise KeyboardInterrupt
+        return "said"
+
+    monkeypatch.setattr(module, "describe", stop)
+    assert main(["fid", str(model), "digits", "--num", "80", "--steps", "1,2,3", "--out", "kept.json"]) == 130
+    assert [r.protocol.samples.sampling.steps for r in load_results(Path("kept.json"))] == [1, 2]
+
+
+def test_features_of_absurd_size_are_refused(capsys) -> None:
+    Path("large.py").write_text("def large(images):\n    return images.float().flatten(1)[:, 20:24] * 1e10\n")
+    assert "the kid of large:large features is not a finite number" in refused(
+        capsys, "digits", "digits", "--features", "large:large", "--metrics", "kid"
+    )
+    Path("huge.py").write_text("def huge(images):\n    return images.float().flatten(1)[:, 20:24] * 1e30\n")
+    assert "beyond 1e+15: scale them" in refused(capsys, "digits", "digits", "--features", "huge:huge")
 
 
 def test_the_distance_of_a_model_stands_beside_the_floor_and_is_the_same_again(model, capsys) -> None:
@@ -148,7 +186,8 @@ def test_kid_and_precision_and_recall_are_measured_when_asked_for(model, capsys)
 
 
 def test_classes_are_measured_one_by_one(model, capsys) -> None:
-    result, _ = measured(capsys, model, "digits", "--steps", "1", "--num", "200", "--per-class")
+    result, shown = measured(capsys, model, "digits", "--steps", "1", "--num", "200", "--per-class")
+    assert "by class, worst first: " in shown
     assert list(result.per_class) == [str(k) for k in range(10)]
     assert min(figure.value for figure in result.per_class.values()) > 0
     same, _ = measured(capsys, "digits", "digits", "--per-class")
@@ -283,8 +322,12 @@ def test_too_few_images_are_said(capsys, tmp_path) -> None:
     [
         ("digits digits --metrics kdi", ["--metrics has no 'kdi'", "did you mean kid?"]),
         ("digits digits --metrics nonsense", ["there are fid, sfid, kid, is, pr and all"]),
-        ("digits digits --metrics sfid", ["--metrics sfid is made of Inception's outputs", "digits"]),
-        ("digits digits --metrics all", ["is and sfid"]),
+        ("digits digits --metrics sfid,is", ["--metrics is,sfid takes Inception's outputs", "digits"]),
+        ("digits digits --out {model}", ["is a folder: give the name of a file"]),
+        ("digits digits --report {plain}/00000.png/x.html", ["00000.png is a file, not a folder"]),
+        ("{model} {three} --metrics pr --features digits", ["--metrics pr needs at least 4 images a side"]),
+        ("{one} digits --features digits", ["a distance needs at least 2 images a side", "the samples are 1"]),
+        ("digits {rgb} --features pixels", ["cannot be compared", "--data.channels"]),
         ("digits digits --steps 4", ["--steps is for models, and digits is none"]),
         ("digits digits --first-seed 4", ["--first-seed is for models"]),
         ("{model} digits --steps 1,,2", ["--steps must be a number or several with commas", "'1,,2'"]),
@@ -303,7 +346,10 @@ def test_too_few_images_are_said(capsys, tmp_path) -> None:
 def test_what_cannot_be_is_refused_in_one_line(arguments, said, model, tmp_path, capsys) -> None:
     plain = write(tmp_path / "plain", digits(30))
     other = write(tmp_path / "other", digits(30), labels=np.arange(30) % 2)
-    message = refused(capsys, *[a.format(model=model, plain=plain, other=other) for a in arguments.split()])
+    few = {name: write(tmp_path / name, digits(count)) for name, count in (("three", 3), ("one", 1))}
+    rgb = write(tmp_path / "rgb", np.repeat(digits(30), 3, axis=1))
+    places = {"model": model, "plain": plain, "other": other, "rgb": rgb, **few}
+    message = refused(capsys, *[a.format(**places) for a in arguments.split()])
     for part in said:
         assert part in message
 

@@ -21,11 +21,14 @@ def mmd(x: np.ndarray, y: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("count", [2, 3, 50, 300])
-def test_a_single_subset_is_the_unbiased_estimate_of_all(count):
+def test_subsets_are_about_the_unbiased_estimate_of_all(count):
     x, y = features(count, 1), features(count, 2, scale=1.3)
     found = kernel_distance(x, y)
-    assert found.value == pytest.approx(mmd(x, y), rel=1e-4)
-    assert found.standard_error is None
+    if count == 2:  # the only subset there is
+        assert found.value == pytest.approx(mmd(x, y), rel=1e-4)
+        assert found.standard_error is None
+    else:
+        assert abs(found.value - mmd(x, y)) < found.standard_error
 
 
 def test_standard_error_is_not_less_than_the_spread_over_fresh_images(monkeypatch):
@@ -71,7 +74,8 @@ def test_read_only_maps_are_taken(tmp_path):
 def test_agrees_with_clean_fid():
     clean = pytest.importorskip("cleanfid.fid")
     x, y = features(400, 1), features(400, 2, scale=1.2)
-    assert kernel_distance(x, y).value == pytest.approx(clean.kernel_distance(y, x, num_subsets=1), rel=1e-3)
+    found = kernel_distance(x, y)  # theirs is of all images at once
+    assert abs(found.value - clean.kernel_distance(y, x, num_subsets=1)) < found.standard_error / 2
 
 
 @pytest.mark.reference
@@ -80,7 +84,7 @@ def test_agrees_with_torch_fidelity():
 
     metric_kid = pytest.importorskip("torch_fidelity.metric_kid")
     metric_prc = pytest.importorskip("torch_fidelity.metric_prc")
-    x, y = features(1500, 1), features(1200, 2, scale=1.2)
+    x, y = features(2100, 1), features(2000, 2, scale=1.2)
     left, right = torch.from_numpy(x), torch.from_numpy(y)
     theirs = metric_kid.kid_features_to_metric(left, right, kid_subset_size=1000, verbose=False)
     assert kernel_distance(x, y).value == theirs["kernel_inception_distance_mean"]

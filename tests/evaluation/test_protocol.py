@@ -147,3 +147,22 @@ def test_what_nobody_knows_is_named():
     assert unknown(REFERENCE) == []
     assert unknown(replace(REFERENCE, n=None, colour=None)) == ["n", "colour"]
     assert unknown(replace(NETWORK, weights=None)) == ["weights"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"value": 1e999',
+        '"value": NaN',
+        '"value": 1.0, "standard_error": -1.0',
+        '"value": ' + "1" * 5000,
+        '"value": ' + "[" * 100_000,
+    ],
+    ids=["infinite", "nan", "negative", "digits", "deep"],
+)
+def test_numbers_that_nobody_measured_are_refused_by_name(text, tmp_path):
+    path = tmp_path / "r.json"
+    save_results(path, [Result(protocol=PROTOCOL, figures={"fid": Figure(value=1.0)})])
+    path.write_text(path.read_text().replace('"value": 1.0', text))
+    with pytest.raises(ValueError, match=r"r\.json is not a file that `genflow fid --out` wrote"):
+        load_results(path)

@@ -306,3 +306,21 @@ def test_references_are_told_from_images(tmp_path):
     for name in ("absent.npz", "absent.pkl"):
         with pytest.raises(ValueError, match=rf"cannot read .*{name}"):
             load_reference(tmp_path / name)
+
+
+def test_what_is_no_covariance_or_beyond_all_measure_is_refused(tmp_path):
+    rows = np.random.default_rng(0).standard_normal((50, 6))
+    mean, covariance = rows.mean(axis=0), np.cov(rows, rowvar=False)
+    indefinite = covariance - 0.9 * np.diag(covariance.diagonal())
+    for name, arrays, said in (
+        ("indefinite", {"mu": mean, "sigma": indefinite}, "negative variances"),
+        ("wide", {"mu": mean, "sigma": 1e200 * covariance}, "scale the features"),
+        ("far", {"mu": 1e200 + mean, "sigma": covariance}, "scale the features"),
+    ):
+        path = tmp_path / f"{name}.npz"
+        np.savez(path, **arrays)
+        with pytest.raises(ValueError, match=rf"{name}\.npz: .*{said}"):
+            load_reference(path)
+    few = rows[:4].astype(np.float32)  # singular, and rounded
+    np.savez(tmp_path / "few.npz", mu=few.mean(axis=0), sigma=np.cov(few, rowvar=False).astype(np.float32))
+    assert load_reference(tmp_path / "few.npz").stats.dims == 6

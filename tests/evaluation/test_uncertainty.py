@@ -123,7 +123,7 @@ def test_images_that_never_came_are_missed():
         estimate(samples, laws(replace(CASE, dims=4), torch.Generator())[0])
 
 
-def test_fewer_images_than_dims_still_give_finite_figures():
+def test_fewer_images_than_dims_give_finite_figures_and_no_interval():
     generator = torch.Generator().manual_seed(0)
     sides = []
     for count in (20, 30):
@@ -131,7 +131,8 @@ def test_fewer_images_than_dims_still_give_finite_figures():
         blocks.update(torch.randn(count, 40, generator=generator), 0)
         sides.append(blocks)
     figure = estimate(*sides).figure
-    assert torch.tensor([figure.value, figure.limit, figure.standard_error, *(figure.interval or ())]).isfinite().all()
+    assert torch.tensor([figure.value, figure.standard_error]).isfinite().all()
+    assert (figure.limit, figure.interval) == (None, None)
 
 
 def test_combining_averages_the_samples_but_not_the_reference():

@@ -70,7 +70,7 @@ class CustomFeatures(FeatureNetwork):
         with full_precision(self.device):
             try:
                 found = self._function(images.to(self.device, copy=True))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise RuntimeError(f"{self._name} failed on {given}: {_said(error)}") from error
         wanted = (
             isinstance(found, Tensor)
