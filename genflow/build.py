@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from genflow.build_objective import build_objective as build_objective
 from genflow.config import (
     Config,
     CosineConfig,
@@ -20,14 +21,11 @@ from genflow.config import (
     DiTConfig,
     KarrasConfig,
     LinearConfig,
-    LogitNormalConfig,
-    LogNormalConfig,
     PredictCleanConfig,
     PredictNoiseConfig,
     PredictVConfig,
     PredictVelocityConfig,
     UNetConfig,
-    UniformConfig,
     VEConfig,
     VPConfig,
 )
@@ -37,16 +35,14 @@ from genflow.data.images import ImageData, load_images
 from genflow.data.loader import ImageLoader
 from genflow.denoiser import Denoiser
 from genflow.evaluation.features import load_features
-from genflow.evaluation.measurement import moments_of
 from genflow.evaluation.frechet import frechet_distance
+from genflow.evaluation.measurement import moments_of
 from genflow.evaluation.sources import FoundImages, Samples
 from genflow.files import replace_files
 from genflow.nn.dit import DiT
 from genflow.nn.unet import UNet
-from genflow.objectives.base import Objective
-from genflow.objectives.regression import Regression
-from genflow.objectives.time_distributions import DiscreteUniform, LogitNormal, LogNormal, TimeDistribution, Uniform
 from genflow.parameterizations import (
+    Conditioning,
     Karras,
     Parameterization,
     PredictClean,
@@ -148,28 +144,8 @@ def build_parameterization(config: Config) -> Parameterization:
             return PredictV()
         case PredictVelocityConfig():
             return PredictVelocity()
-        case KarrasConfig(sigma_data=sigma_data, level_min=level_min, level_max=level_max):
-            return Karras(sigma_data=sigma_data, level_min=level_min, level_max=level_max)
-
-
-def build_times(config: Config, schedule: Schedule) -> TimeDistribution:
-    """Return the law of training times; uniform over a table means uniform over its entries.
-
-    Raises ``ValueError`` for a law that leaves the schedule's range of times.
-    """
-    match config.objective.times:
-        case UniformConfig() if isinstance(schedule, DiscreteVP):
-            return DiscreteUniform(count=schedule.count)
-        case UniformConfig():
-            return Uniform(high=schedule.t_max)
-        case LogNormalConfig(mean=mean, std=std):
-            if isinstance(schedule, VE):
-                return LogNormal(mean=mean, std=std)
-            raise ValueError("objective.times LogNormal is a law of noise levels: it goes with schedule VE only")
-        case LogitNormalConfig(mean=mean, std=std):
-            if isinstance(schedule, Linear | VP):
-                return LogitNormal(mean=mean, std=std)
-            raise ValueError("objective.times LogitNormal is a law on (0, 1): it goes with schedules Linear and VP")
+        case KarrasConfig(sigma_data=sigma_data, level_min=low, level_max=high, conditioning=chosen):
+            return Karras(sigma_data=sigma_data, level_min=low, level_max=high, conditioning=Conditioning(chosen))
 
 
 def build_denoiser(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> Denoiser:
@@ -206,6 +182,8 @@ def _check_pair(config: Config) -> None:
     match config.schedule, config.parameterization:
         case VEConfig(), PredictNoiseConfig() | PredictVConfig() | PredictVelocityConfig() | PredictCleanConfig():
             why = "leaves the inputs of schedule VE, up to 80 times too large, unscaled: use Karras"
+        case VEConfig(), KarrasConfig(conditioning="time"):
+            why = "with conditioning time needs t in [0, 1], and that of schedule VE is a noise level: use level"
         case LinearConfig(), PredictNoiseConfig():
             why = "needs alpha > 0, which schedule Linear lacks at t = 1: use PredictVelocity or Karras"
         case _:
@@ -257,12 +235,6 @@ def _check_arguments(denoiser: Denoiser, source: Denoiser) -> None:
             f"the model to start from has another network: {other[0]} is"
             f" {given[other[0]]} there and {wanted[other[0]]} here; give [backbone] what its config.json lists"
         )
-
-
-def build_objective(config: Config, denoiser: Denoiser) -> Objective:
-    """Return the training objective around a denoiser."""
-    times = build_times(config, denoiser.schedule)
-    return Regression(denoiser, times, label_dropout=config.objective.label_dropout if denoiser.num_classes else 0.0)
 
 
 def build_trainer(config: Config) -> Trainer:
