@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -32,7 +32,8 @@ from genflow.config import (
 from genflow.data.augmentation import LABELS, Augmentation
 from genflow.data.decoding import Decoding
 from genflow.data.images import ImageData, load_images
-from genflow.data.loader import ImageLoader
+from genflow.data.loader import Ahead, ImageLoader
+from genflow.data.pairs import PairData, is_pairs, load_pairs
 from genflow.denoiser import Denoiser
 from genflow.evaluation.features import load_features
 from genflow.evaluation.frechet import frechet_distance
@@ -54,14 +55,24 @@ from genflow.pictures import grid
 from genflow.sampling.generate import generate
 from genflow.schedules import VE, VP, Cosine, DiscreteVP, Linear, Schedule, linear_betas
 from genflow.training.agreement import agree
-from genflow.training.trainer import Trainer, make_accelerator, parts_of
+from genflow.training.trainer import Loader, Trainer, make_accelerator, parts_of
 
 _AUGMENT = "backbone.conditioning.time.augment.weight"  # the UNet's kernel for augmentation labels
 EVALUATION_SEEDS = 2**40  # in-training distances draw from here on, far from the seeds people use
+MOST_PAIRS = 50_000  # whose images in-training distances are measured to
 
 
-def build_data(config: DataConfig) -> ImageData:
-    """Return the training images; without labels if the configuration does not want classes."""
+def build_data(config: DataConfig) -> ImageData | PairData:
+    """Return the training images, or pairs; without labels if the configuration does not want classes.
+
+    Raises ``ValueError`` for pairs that are to be anything else than they are, and a number of pairs of no pairs.
+    """
+    if is_pairs(config.path):
+        _check_plain(config)
+        pairs = load_pairs(config.path, config.pairs)
+        return pairs if config.classes else replace(pairs, labels=None, class_names=())
+    if config.pairs:
+        raise ValueError(f"data.pairs goes with a folder that genflow pairs writes, and {config.path} is none")
     decoding = Decoding(
         size=config.size or None,
         channels=config.channels,
@@ -70,6 +81,17 @@ def build_data(config: DataConfig) -> ImageData:
     )
     data = load_images(config.path, "train", decoding=decoding, labels=config.labels)
     return data if config.classes else replace(data, labels=None, class_names=())
+
+
+def _check_plain(config: DataConfig) -> None:
+    """Refuse what would part images from their noise: pairs are trained on as they are."""
+    plain = DataConfig(path=config.path, pairs=config.pairs, classes=config.classes)
+    given = [f.name for f in fields(config) if getattr(config, f.name) != getattr(plain, f.name)]
+    if given:
+        raise ValueError(
+            f"{config.path} holds pairs, whose noise is that of the image as it is: leave out"
+            f" {' and '.join(f'data.{name}' for name in given)}"
+        )
 
 
 def build_backbone(
@@ -164,7 +186,13 @@ def build_denoiser(config: Config, image_shape: tuple[int, int, int], num_classe
     )
     resumes = any((config.folder / "checkpoints").glob("step-*"))
     if config.init and not resumes:
-        load_weights(denoiser, _load_start(config.init))
+        source = _load_start(config.init)
+        if is_pairs(config.data.path) and source.image_shape != denoiser.image_shape:
+            raise ValueError(
+                f"init {config.init} makes images {source.image_shape}, and the pairs of {config.data.path} are"
+                f" {denoiser.image_shape}: start from their teacher, or from another model of such images"
+            )
+        load_weights(denoiser, source)
     return denoiser
 
 
@@ -245,6 +273,11 @@ def build_trainer(config: Config) -> Trainer:
     agree("the training images", {"their fingerprint": data.fingerprint}, accelerator)
     denoiser = build_denoiser(config, data.image_shape, data.num_classes)
     objective = build_objective(config, denoiser)
+    if isinstance(data, PairData) and not data.complete and not config.data.pairs:
+        accelerator.print(
+            f"{data.name}: {len(data)} of {data.manifest.count} pairs are taken; while more are being made, a run goes"
+            f" on only with --data.pairs, such as --data.pairs {len(data)}, from its start"
+        )
     return Trainer(
         objective,
         build_loader(config, data, accelerator),
@@ -258,10 +291,10 @@ def build_trainer(config: Config) -> Trainer:
     )
 
 
-def build_loader(config: Config, data: ImageData, accelerator: Accelerator) -> ImageLoader:
-    """Return the loader of this process's share of every batch."""
+def build_loader(config: Config, data: ImageData | PairData, accelerator: Accelerator) -> Loader:
+    """Return the loader of this process's share of every batch; of pairs a step ahead, since their noise takes time."""
     parts = parts_of(config.train, accelerator.num_processes)
-    return ImageLoader(
+    loader = ImageLoader(
         data,
         batch_size=config.train.batch_size // (parts * accelerator.num_processes),
         seed=config.seed,
@@ -269,6 +302,7 @@ def build_loader(config: Config, data: ImageData, accelerator: Accelerator) -> I
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
     )
+    return Ahead(loader) if isinstance(data, PairData) else loader
 
 
 def preview(denoiser: Denoiser) -> Tensor:
@@ -298,7 +332,8 @@ def _remove_empty(folder: Path) -> None:
 class _Distance:
     """Fréchet distance to the training images: a model chosen by it has not seen the held-out ones."""
 
-    def __init__(self, data: ImageData, name: str, device: torch.device) -> None:
+    def __init__(self, data: ImageData | PairData, name: str, device: torch.device) -> None:
+        data = data.unpaired(MOST_PAIRS) if isinstance(data, PairData) else data
         self.network = load_features(name if name in ("digits", "mnist5k") else "inception", device=device)
         self.count = min(len(data), 2000)
         self.reference = moments_of(FoundImages(data), self.network)

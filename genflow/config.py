@@ -57,7 +57,9 @@ class DataConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     path: str = "digits"
-    """digits, mnist5k or shapes (embedded); a folder or zip of images; an .npz file; hf:NAME or hf:./PATH."""
+    """digits, mnist5k or shapes (embedded); a folder or zip of images; an .npz file; hf:NAME or hf:./PATH; pairs."""
+    pairs: Annotated[int, Field(ge=0)] = 0
+    """Take the first so many of a folder of pairs (see genflow pairs); 0 takes all that are there."""
     labels: str = ""
     """File that labels a folder's or zip's images: EDM's dataset.json or a CSV of file,label; "" looks in the data."""
     size: Annotated[int, Field(ge=0)] = 0
