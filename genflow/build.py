@@ -274,10 +274,7 @@ def build_trainer(config: Config) -> Trainer:
     denoiser = build_denoiser(config, data.image_shape, data.num_classes)
     objective = build_objective(config, denoiser)
     if isinstance(data, PairData) and not data.complete and not config.data.pairs:
-        accelerator.print(
-            f"{data.name}: {len(data)} of {data.manifest.count} pairs are taken; while more are being made, a run goes"
-            f" on only with --data.pairs, such as --data.pairs {len(data)}, from its start"
-        )
+        accelerator.print(f"{data.name}: {len(data)} of {data.manifest.count} pairs are there; {data.advice}")
     return Trainer(
         objective,
         build_loader(config, data, accelerator),

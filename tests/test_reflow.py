@@ -96,7 +96,7 @@ def test_a_run_on_pairs_goes_on_bit_by_bit(stop: int, teacher, folder, tmp_path)
 
 
 def test_a_run_begun_on_the_first_pairs_goes_on_when_there_are_more(teacher, tmp_path) -> None:
-    """And one that took all there were is told how."""
+    """And one that took all there were, if it says how many."""
     command = ["pairs", str(teacher), "--steps", "1", "--out", str(tmp_path / "pairs"), "--num"]
     assert main([*command, "50"]) == 0
     some = student(tmp_path / "some", tmp_path / "pairs", data={"pairs": 40})
@@ -114,6 +114,7 @@ def test_a_run_begun_on_the_first_pairs_goes_on_when_there_are_more(teacher, tmp
     assert_same(tensors(again), tensors(whole))
     with pytest.raises(ValueError, match=r"the images are not those .* the number it began with, as --data.pairs"):
         trainer_of(everything).fit()
+    trainer_of(replace(everything, data=replace(everything.data, pairs=50))).fit()
 
 
 def test_who_trains_while_pairs_are_made_is_told_what_was_taken(teacher, folder, tmp_path, capsys) -> None:
@@ -125,9 +126,10 @@ def test_who_trains_while_pairs_are_made_is_told_what_was_taken(teacher, folder,
         (folder / "pairs-00000000.safetensors").read_bytes()
     )
     trainer_of(student(tmp_path, tmp_path / "pairs")).fit()
-    assert "200 of 5000 pairs are taken" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "200 of 5000 pairs are there; to go on with them when there are more, give --data.pairs 200" in said
     trainer_of(student(tmp_path / "told", tmp_path / "pairs", data={"pairs": 200}))
-    assert "are taken" not in capsys.readouterr().out
+    assert "pairs are there" not in capsys.readouterr().out
 
 
 def test_a_run_does_not_go_on_with_pairs_of_another_teacher(folder, tmp_path) -> None:

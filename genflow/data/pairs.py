@@ -90,6 +90,13 @@ class PairData:
         """Whether these are all pairs that the folder is to hold."""
         return len(self) == self.manifest.count
 
+    @property
+    def advice(self) -> str:
+        """How to take the same pairs again when there are more."""
+        if int(self.seeds[-1]) - self.manifest.first_seed < len(self):
+            return f"to go on with them when there are more, give --data.pairs {len(self)}"
+        return "there are gaps: to be able to go on when there are more, begin with the first N by --data.pairs N"
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """What names these pairs, in their order, and their classes; in hexadecimal."""

@@ -139,6 +139,7 @@ def test_a_set_is_usable_while_it_is_written(tmp_path) -> None:
     data = load_pairs(tmp_path)
     assert data.seeds.tolist() == [*range(1024, 2048), *range(3072, 4096)]
     assert not data.complete
+    assert data.advice.startswith("there are gaps: ")
     assert np.array_equal(
         data.images[np.array([0, 1024])], np.concatenate([images(range(1024, 1025)), images(range(3072, 3073))])
     )
