@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from genflow.build_objective import build_objective as build_objective
 from genflow.config import (
     Config,
     CosineConfig,
@@ -20,21 +21,19 @@ from genflow.config import (
     DiTConfig,
     KarrasConfig,
     LinearConfig,
-    LogitNormalConfig,
-    LogNormalConfig,
     PredictCleanConfig,
     PredictNoiseConfig,
     PredictVConfig,
     PredictVelocityConfig,
     UNetConfig,
-    UniformConfig,
     VEConfig,
     VPConfig,
 )
 from genflow.data.augmentation import LABELS, Augmentation
 from genflow.data.decoding import Decoding
 from genflow.data.images import ImageData, load_images
-from genflow.data.loader import ImageLoader
+from genflow.data.loader import Ahead, ImageLoader
+from genflow.data.pairs import PairData, is_pairs, load_pairs
 from genflow.denoiser import Denoiser
 from genflow.evaluation.features import load_features
 from genflow.evaluation.frechet import frechet_distance
@@ -43,10 +42,8 @@ from genflow.evaluation.sources import FoundImages, Samples
 from genflow.files import replace_files
 from genflow.nn.dit import DiT
 from genflow.nn.unet import UNet
-from genflow.objectives.base import Objective
-from genflow.objectives.regression import Regression
-from genflow.objectives.time_distributions import DiscreteUniform, LogitNormal, LogNormal, TimeDistribution, Uniform
 from genflow.parameterizations import (
+    Conditioning,
     Karras,
     Parameterization,
     PredictClean,
@@ -58,14 +55,24 @@ from genflow.pictures import grid
 from genflow.sampling.generate import generate
 from genflow.schedules import VE, VP, Cosine, DiscreteVP, Linear, Schedule, linear_betas
 from genflow.training.agreement import agree
-from genflow.training.trainer import Trainer, make_accelerator, parts_of
+from genflow.training.trainer import Loader, Trainer, make_accelerator, parts_of
 
 _AUGMENT = "backbone.conditioning.time.augment.weight"  # the UNet's kernel for augmentation labels
 EVALUATION_SEEDS = 2**40  # in-training distances draw from here on, far from the seeds people use
+MOST_PAIRS = 50_000  # whose images in-training distances are measured to
 
 
-def build_data(config: DataConfig) -> ImageData:
-    """Return the training images; without labels if the configuration does not want classes."""
+def build_data(config: DataConfig) -> ImageData | PairData:
+    """Return the training images, or pairs; without labels if the configuration does not want classes.
+
+    Raises ``ValueError`` for pairs that are to be anything else than they are, and a number of pairs of no pairs.
+    """
+    if is_pairs(config.path):
+        _check_plain(config)
+        pairs = load_pairs(config.path, config.pairs)
+        return pairs if config.classes else replace(pairs, labels=None, class_names=())
+    if config.pairs:
+        raise ValueError(f"data.pairs goes with a folder that genflow pairs writes, and {config.path} is none")
     decoding = Decoding(
         size=config.size or None,
         channels=config.channels,
@@ -74,6 +81,17 @@ def build_data(config: DataConfig) -> ImageData:
     )
     data = load_images(config.path, "train", decoding=decoding, labels=config.labels)
     return data if config.classes else replace(data, labels=None, class_names=())
+
+
+def _check_plain(config: DataConfig) -> None:
+    """Refuse what would part images from their noise: pairs are trained on as they are."""
+    plain = DataConfig(path=config.path, pairs=config.pairs, classes=config.classes)
+    given = [f.name for f in fields(config) if getattr(config, f.name) != getattr(plain, f.name)]
+    if given:
+        raise ValueError(
+            f"{config.path} holds pairs, whose noise is that of the image as it is: leave out"
+            f" {' and '.join(f'data.{name}' for name in given)}"
+        )
 
 
 def build_backbone(
@@ -148,28 +166,8 @@ def build_parameterization(config: Config) -> Parameterization:
             return PredictV()
         case PredictVelocityConfig():
             return PredictVelocity()
-        case KarrasConfig(sigma_data=sigma_data, level_min=level_min, level_max=level_max):
-            return Karras(sigma_data=sigma_data, level_min=level_min, level_max=level_max)
-
-
-def build_times(config: Config, schedule: Schedule) -> TimeDistribution:
-    """Return the law of training times; uniform over a table means uniform over its entries.
-
-    Raises ``ValueError`` for a law that leaves the schedule's range of times.
-    """
-    match config.objective.times:
-        case UniformConfig() if isinstance(schedule, DiscreteVP):
-            return DiscreteUniform(count=schedule.count)
-        case UniformConfig():
-            return Uniform(high=schedule.t_max)
-        case LogNormalConfig(mean=mean, std=std):
-            if isinstance(schedule, VE):
-                return LogNormal(mean=mean, std=std)
-            raise ValueError("objective.times LogNormal is a law of noise levels: it goes with schedule VE only")
-        case LogitNormalConfig(mean=mean, std=std):
-            if isinstance(schedule, Linear | VP):
-                return LogitNormal(mean=mean, std=std)
-            raise ValueError("objective.times LogitNormal is a law on (0, 1): it goes with schedules Linear and VP")
+        case KarrasConfig(sigma_data=sigma_data, level_min=low, level_max=high, conditioning=chosen):
+            return Karras(sigma_data=sigma_data, level_min=low, level_max=high, conditioning=Conditioning(chosen))
 
 
 def build_denoiser(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> Denoiser:
@@ -188,7 +186,13 @@ def build_denoiser(config: Config, image_shape: tuple[int, int, int], num_classe
     )
     resumes = any((config.folder / "checkpoints").glob("step-*"))
     if config.init and not resumes:
-        load_weights(denoiser, _load_start(config.init))
+        source = _load_start(config.init)
+        if is_pairs(config.data.path) and source.image_shape != denoiser.image_shape:
+            raise ValueError(
+                f"init {config.init} makes images {source.image_shape}, and the pairs of {config.data.path} are"
+                f" {denoiser.image_shape}: start from their teacher, or from another model of such images"
+            )
+        load_weights(denoiser, source)
     return denoiser
 
 
@@ -206,6 +210,8 @@ def _check_pair(config: Config) -> None:
     match config.schedule, config.parameterization:
         case VEConfig(), PredictNoiseConfig() | PredictVConfig() | PredictVelocityConfig() | PredictCleanConfig():
             why = "leaves the inputs of schedule VE, up to 80 times too large, unscaled: use Karras"
+        case VEConfig(), KarrasConfig(conditioning="time"):
+            why = "with conditioning time needs t in [0, 1], and that of schedule VE is a noise level: use level"
         case LinearConfig(), PredictNoiseConfig():
             why = "needs alpha > 0, which schedule Linear lacks at t = 1: use PredictVelocity or Karras"
         case _:
@@ -259,12 +265,6 @@ def _check_arguments(denoiser: Denoiser, source: Denoiser) -> None:
         )
 
 
-def build_objective(config: Config, denoiser: Denoiser) -> Objective:
-    """Return the training objective around a denoiser."""
-    times = build_times(config, denoiser.schedule)
-    return Regression(denoiser, times, label_dropout=config.objective.label_dropout if denoiser.num_classes else 0.0)
-
-
 def build_trainer(config: Config) -> Trainer:
     """Return a trainer that is ready to ``fit``; raises before anything is written if the parts do not fit together."""
     accelerator = make_accelerator(config)
@@ -273,6 +273,8 @@ def build_trainer(config: Config) -> Trainer:
     agree("the training images", {"their fingerprint": data.fingerprint}, accelerator)
     denoiser = build_denoiser(config, data.image_shape, data.num_classes)
     objective = build_objective(config, denoiser)
+    if isinstance(data, PairData) and not data.complete and not config.data.pairs:
+        accelerator.print(f"{data.name}: {len(data)} of {data.manifest.count} pairs are there; {data.advice}")
     return Trainer(
         objective,
         build_loader(config, data, accelerator),
@@ -286,10 +288,10 @@ def build_trainer(config: Config) -> Trainer:
     )
 
 
-def build_loader(config: Config, data: ImageData, accelerator: Accelerator) -> ImageLoader:
-    """Return the loader of this process's share of every batch."""
+def build_loader(config: Config, data: ImageData | PairData, accelerator: Accelerator) -> Loader:
+    """Return the loader of this process's share of every batch; of pairs a step ahead, since their noise takes time."""
     parts = parts_of(config.train, accelerator.num_processes)
-    return ImageLoader(
+    loader = ImageLoader(
         data,
         batch_size=config.train.batch_size // (parts * accelerator.num_processes),
         seed=config.seed,
@@ -297,6 +299,7 @@ def build_loader(config: Config, data: ImageData, accelerator: Accelerator) -> I
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
     )
+    return Ahead(loader) if isinstance(data, PairData) else loader
 
 
 def preview(denoiser: Denoiser) -> Tensor:
@@ -326,7 +329,8 @@ def _remove_empty(folder: Path) -> None:
 class _Distance:
     """Fréchet distance to the training images: a model chosen by it has not seen the held-out ones."""
 
-    def __init__(self, data: ImageData, name: str, device: torch.device) -> None:
+    def __init__(self, data: ImageData | PairData, name: str, device: torch.device) -> None:
+        data = data.unpaired(MOST_PAIRS) if isinstance(data, PairData) else data
         self.network = load_features(name if name in ("digits", "mnist5k") else "inception", device=device)
         self.count = min(len(data), 2000)
         self.reference = moments_of(FoundImages(data), self.network)

@@ -1,7 +1,8 @@
 """What a run is described by: frozen dataclasses, which ``config_files`` fills from TOML and the command line.
 
 Nothing here imports torch: these are descriptions, which ``build`` turns into objects. Fields named ``type`` choose
-between dataclasses, so an option that does not belong to the choice is an error rather than ignored.
+between dataclasses, so an option that does not belong to the choice is an error rather than ignored. The method's part
+(schedule, parameterization, objective) is in ``config_method``, and named here too.
 """
 
 from __future__ import annotations
@@ -11,6 +12,37 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
+
+from genflow.config_method import CosineConfig as CosineConfig
+from genflow.config_method import DiscreteVPConfig as DiscreteVPConfig
+from genflow.config_method import KarrasConfig as KarrasConfig
+from genflow.config_method import LinearConfig as LinearConfig
+from genflow.config_method import LogitNormalConfig as LogitNormalConfig
+from genflow.config_method import LogNormalConfig as LogNormalConfig
+from genflow.config_method import LPIPSConfig as LPIPSConfig
+from genflow.config_method import LPIPSHuberConfig as LPIPSHuberConfig
+from genflow.config_method import MetricConfig as MetricConfig
+from genflow.config_method import PackagedConfig as PackagedConfig
+from genflow.config_method import ParameterizationConfig as ParameterizationConfig
+from genflow.config_method import PerceptualConfig as PerceptualConfig
+from genflow.config_method import PredictCleanConfig as PredictCleanConfig
+from genflow.config_method import PredictNoiseConfig as PredictNoiseConfig
+from genflow.config_method import PredictVConfig as PredictVConfig
+from genflow.config_method import PredictVelocityConfig as PredictVelocityConfig
+from genflow.config_method import PseudoHuberConfig as PseudoHuberConfig
+from genflow.config_method import RawResidualConfig as RawResidualConfig
+from genflow.config_method import RegressionConfig as RegressionConfig
+from genflow.config_method import ResidualConfig as ResidualConfig
+from genflow.config_method import SamplerName as SamplerName
+from genflow.config_method import ScheduleConfig as ScheduleConfig
+from genflow.config_method import SquaredL2Config as SquaredL2Config
+from genflow.config_method import TimesConfig as TimesConfig
+from genflow.config_method import UniformConfig as UniformConfig
+from genflow.config_method import UShapedConfig as UShapedConfig
+from genflow.config_method import VEConfig as VEConfig
+from genflow.config_method import VelocityResidualConfig as VelocityResidualConfig
+from genflow.config_method import VGGConfig as VGGConfig
+from genflow.config_method import VPConfig as VPConfig
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, ser_json_inf_nan="constants")
 
@@ -25,7 +57,9 @@ class DataConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     path: str = "digits"
-    """digits, mnist5k or shapes (embedded); a folder or zip of images; an .npz file; hf:NAME or hf:./PATH."""
+    """digits, mnist5k or shapes (embedded); a folder or zip of images; an .npz file; hf:NAME or hf:./PATH; pairs."""
+    pairs: Annotated[int, Field(ge=0)] = 0
+    """Take the first so many of a folder of pairs (see genflow pairs); 0 takes all that are there."""
     labels: str = ""
     """File that labels a folder's or zip's images: EDM's dataset.json or a CSV of file,label; "" looks in the data."""
     size: Annotated[int, Field(ge=0)] = 0
@@ -99,166 +133,6 @@ class DiTConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VEConfig:
-    """Variance exploding: noise levels up to sigma_max."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    type: Literal["VE"] = "VE"
-    sigma_min: Annotated[float, Field(gt=0)] = 0.002
-    """Lowest noise level of the sampling grid."""
-    sigma_max: Annotated[float, Field(gt=0)] = 80.0
-    """Highest noise level."""
-    rho: Annotated[float, Field(gt=0)] = 7.0
-    """Power of the sampling grid."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VPConfig:
-    """Variance preserving, continuous time."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    type: Literal["VP"] = "VP"
-    beta_d: Annotated[float, Field(gt=0)] = 19.9
-    """Growth of beta over time."""
-    beta_min: Annotated[float, Field(gt=0)] = 0.1
-    """beta at time 0."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiscreteVPConfig:
-    """Variance preserving, DDPM's table with linear betas."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    type: Literal["DiscreteVP"] = "DiscreteVP"
-    count: Positive = 1000
-    """Entries of the table."""
-    beta_start: Annotated[float, Field(gt=0, lt=1)] = 1e-4
-    """First beta."""
-    beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.02
-    """Last beta."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CosineConfig:
-    """Variance preserving, cosine."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    type: Literal["Cosine"] = "Cosine"
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinearConfig:
-    """The straight path of rectified flow."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    type: Literal["Linear"] = "Linear"
-
-
-ScheduleConfig = Annotated[
-    VEConfig | VPConfig | DiscreteVPConfig | CosineConfig | LinearConfig, Field(discriminator="type")
-]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictNoiseConfig:
-    """The network gives the noise."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    type: Literal["PredictNoise"] = "PredictNoise"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictCleanConfig:
-    """The network gives the clean image."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    type: Literal["PredictClean"] = "PredictClean"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictVConfig:
-    """The network gives v."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    type: Literal["PredictV"] = "PredictV"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictVelocityConfig:
-    """The network gives the velocity of rectified flow."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    type: Literal["PredictVelocity"] = "PredictVelocity"
-
-
-@dataclass(frozen=True, kw_only=True)
-class KarrasConfig:
-    """EDM's preconditioning."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    type: Literal["Karras"] = "Karras"
-    sigma_data: Annotated[float, Field(gt=0)] = 0.5
-    """Standard deviation of the data, in [-1, 1] units."""
-    level_min: Annotated[float, Field(gt=0)] = 0.002
-    """Lowest noise level that the network is told; lower ones look like it."""
-    level_max: Annotated[float, Field(gt=0)] = 80.0
-    """Highest noise level that the network is told."""
-
-
-ParameterizationConfig = Annotated[
-    PredictNoiseConfig | PredictCleanConfig | PredictVConfig | PredictVelocityConfig | KarrasConfig,
-    Field(discriminator="type"),
-]
-
-
-@dataclass(frozen=True, kw_only=True)
-class UniformConfig:
-    """Times uniform over the schedule."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    type: Literal["Uniform"] = "Uniform"
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogNormalConfig:
-    """Noise levels log-normal: EDM's law."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    type: Literal["LogNormal"] = "LogNormal"
-    mean: float = -1.2
-    """Mean of ln t."""
-    std: Annotated[float, Field(gt=0)] = 1.2
-    """Standard deviation of ln t."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogitNormalConfig:
-    """Times logit-normal on (0, 1)."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    type: Literal["LogitNormal"] = "LogitNormal"
-    mean: float = 0.0
-    """Mean of ln(t / (1 - t))."""
-    std: Annotated[float, Field(gt=0)] = 1.0
-    """Standard deviation of ln(t / (1 - t))."""
-
-
-TimesConfig = Annotated[UniformConfig | LogNormalConfig | LogitNormalConfig, Field(discriminator="type")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegressionConfig:
-    """Diffusion and rectified flow: regression of the raw output."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    type: Literal["Regression"] = "Regression"
-    times: TimesConfig = field(default_factory=UniformConfig)
-    """The law of training times."""
-    label_dropout: Share = 0.1
-    """Share of labels replaced by "no class", which guidance needs."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """Adam, and the average of weights that is used for sampling."""
 
@@ -323,7 +197,7 @@ class SampleConfig:
     """How the saved model samples unless told otherwise."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    sampler: Literal["euler", "heun", "dpmpp_2m", "ancestral"] = "heun"
+    sampler: SamplerName = "heun"
     """Default sampler."""
     steps: Positive = 18
     """Default number of steps."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from genflow.nn.dit import DiT
 from genflow.nn.unet import UNet
 from genflow.parameterizations import (
+    Conditioning,
     ConsistencyKarras,
     Karras,
     Parameterization,
@@ -270,8 +271,9 @@ def _build_parameterization(part: dict[str, Any]) -> Parameterization:
             return PredictV(**arguments)
         case "PredictVelocity":
             return PredictVelocity(**arguments)
-        case "Karras":
-            return Karras(**arguments)
+        case "Karras":  # folders of before there was a choice name none
+            chosen = Conditioning(arguments.get("conditioning", Conditioning.LEVEL))
+            return Karras(**{**arguments, "conditioning": chosen})
         case "ConsistencyKarras":
             return ConsistencyKarras(**arguments)
         case other:

@@ -1,4 +1,4 @@
-"""Models whose answers are known in closed form."""
+"""Models whose answers are known in closed form, and small networks."""
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,22 @@ class GaussianDenoiser:
         """Where the probability-flow ODE carries ``x_t`` at t to at time 0."""
         alpha, sigma = self.schedule.alpha(t).to(x_t.dtype), self.schedule.sigma(t).to(x_t.dtype)
         return self.mean + self.std / torch.sqrt(alpha**2 * self.std**2 + sigma**2) * (x_t - alpha * self.mean)
+
+
+class PointNetwork(nn.Module):
+    """A small MLP on 2-D points (2 channels, 1 pixel); ``scale`` brings c_noise to about [-1, 1]."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.frequencies = torch.arange(1, 5) * torch.pi / 2
+        self.body = nn.Sequential(
+            nn.Linear(10, 96), nn.SiLU(), nn.Linear(96, 96), nn.SiLU(), nn.Linear(96, 96), nn.SiLU(), nn.Linear(96, 2)
+        )
+
+    def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None, s: Tensor | None = None) -> Tensor:
+        phase = self.scale * c_noise[:, None] * self.frequencies
+        return self.body(torch.cat([x.flatten(1), phase.sin(), phase.cos()], dim=1)).view_as(x)
 
 
 class CountingNetwork(nn.Module):

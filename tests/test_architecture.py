@@ -18,6 +18,7 @@ LEVELS = [
         "kind",
         "config",
         "config_files",
+        "config_method",
         "pixels",
         "files",
         "assets",
@@ -27,7 +28,7 @@ LEVELS = [
     {"denoiser"},
     {"objectives", "sampling", "data"},
     {"training", "evaluation", "pipeline", "published"},
-    {"build", "card"},
+    {"build", "build_objective", "card"},
     {"cli"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
@@ -36,6 +37,8 @@ NEIGHBOURS = {
     ("parameterizations", "schedules"),
     ("pictures", "files"),
     ("config_files", "config"),
+    ("config", "config_method"),
+    ("build", "build_objective"),
     ("data", "sampling.noise"),
 }
 

@@ -10,7 +10,7 @@ import genflow
 from genflow.denoiser import Denoiser
 from genflow.nn.dit import DiT
 from genflow.nn.unet import UNet
-from genflow.parameterizations import Karras, PredictNoise, PredictVelocity
+from genflow.parameterizations import Conditioning, Karras, PredictNoise, PredictVelocity
 from genflow.sampling import generate
 from genflow.schedules import VE, Cosine, DiscreteVP, Linear, Schedule, Trig, linear_betas
 
@@ -38,11 +38,25 @@ def make(backbone: nn.Module | None = None, schedule: Schedule | None = None, **
 
 CASES = [
     (unet, VE(), Karras()),
+    (unet, Linear(), Karras(conditioning=Conditioning.TIME)),
+    (unet, Linear(), Karras(level_max=99999.0)),
     (dit, Linear(), PredictVelocity()),
     (dit, Trig(sigma_data=0.4), PredictVelocity(sigma_data=0.4)),
     (unet, DiscreteVP(betas=linear_betas(50)), PredictNoise()),
     (unet, Cosine(), PredictNoise()),
 ]
+
+
+def test_a_folder_of_before_conditioning_was_a_choice_is_conditioned_by_level(tmp_path) -> None:
+    make(schedule=Linear()).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["parameterization"]["arguments"].pop("conditioning") == "level"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert Denoiser.from_pretrained(tmp_path).parameterization == Karras(conditioning=Conditioning.LEVEL)
+    config["parameterization"]["arguments"]["conditioning"] = "tide"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="'tide' is not a valid Conditioning"):
+        Denoiser.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(("backbone", "schedule", "row"), CASES)

@@ -1,4 +1,4 @@
-"""kill -9 at any moment of training, sampling and caching: what is resumed ends as if nothing had happened."""
+"""kill -9 at any moment of training, sampling, pairing and caching: what is resumed ends as if nothing had happened."""
 
 import json
 import math
@@ -16,12 +16,14 @@ import torch
 from launch import free_port, start, together
 from PIL import Image
 from small import image_data, make_config, make_trainer
+from teachers import make_teacher
 
 import genflow.cli.sample
 import genflow.pipeline  # noqa: F401 (here, so that the processes below are killed at work and not at imports)
 from genflow.build import build_denoiser, build_loader, export, preview
 from genflow.cli.main import main
 from genflow.data.images import load_images
+from genflow.data.pairs import load_pairs
 from genflow.denoiser import Denoiser
 
 KILLS = 10  # of each kind of work; half at random times, half at random writes
@@ -158,6 +160,23 @@ def test_sampling_killed_ten_times(tmp_path) -> None:
 
     events, seconds = count_events(sample("whole"))
     kill_often(sample("cut"), check, tmp_path / "cut", seconds, events, seed=1)
+
+
+def test_making_pairs_killed_ten_times(tmp_path) -> None:
+    """Of seeds that begin and end within shards; nothing is lost, nothing is there twice."""
+    make_teacher(tmp_path / "model")
+    seeds = range(1000, 3300)
+
+    def make(name: str) -> Callable[[], object]:
+        asked = ["pairs", str(tmp_path / "model"), "--num", "2300", "--first-seed", "1000", "--steps", "2"]
+        return lambda: main([*asked, "--out", str(tmp_path / name)])
+
+    def check() -> None:
+        assert content(tmp_path / "cut") == content(tmp_path / "whole")
+        assert load_pairs(tmp_path / "cut").seeds.tolist() == list(seeds)
+
+    events, seconds = count_events(make("whole"))
+    kill_often(make("cut"), check, tmp_path / "cut", seconds, events, seed=4)
 
 
 def test_caching_killed_ten_times(tmp_path) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from genflow.parameterizations import (
+    Conditioning,
     ConsistencyKarras,
     Karras,
     Parameterization,
@@ -120,6 +121,21 @@ def test_karras_clips_what_the_embedding_sees() -> None:
     seen = Karras().coefficients(Linear(), t).c_noise
     low, high = torch.tensor([0.002, 80.0], dtype=torch.float64).log() / 4
     torch.testing.assert_close(seen, torch.stack([low, low, torch.zeros_like(low), high]))
+
+
+def test_karras_conditioning_is_a_choice() -> None:
+    """By level as far as EDM's go, by level to the ends of 2-RF's times, and by time; nothing else depends on it."""
+    t = torch.tensor([1e-5, 0.5, 80 / 81, 1 - 1e-5, 1.0], dtype=torch.float64)
+    published = Karras(level_min=1e-5, level_max=99999.0)
+    by_time = Karras(conditioning=Conditioning.TIME)
+    seen = [row.coefficients(Linear(), t).c_noise for row in (Karras(), published, by_time)]
+    assert seen[0].tolist() == pytest.approx([-1.553652, 0, 1.095507, 1.095507, 1.095507], abs=1e-6)
+    assert seen[1].tolist() == pytest.approx([-2.878229, 0, 1.095507, 2.878229, 2.878229], abs=1e-5)
+    assert torch.equal(seen[2], t)
+    for row in (published, by_time):
+        for field in ("c_in", "c_skip", "c_out"):
+            ours, usual = (getattr(r.coefficients(Linear(), t), field) for r in (row, Karras()))
+            assert torch.equal(ours, usual)
 
 
 def test_karras_target_keeps_its_digits_near_the_image() -> None:

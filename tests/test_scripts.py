@@ -77,6 +77,22 @@ def test_two_processes_train_one_model_continue_it_and_sample_it(tmp_path) -> No
     assert len(one) == 101
 
 
+def test_two_processes_make_pairs_and_a_student_is_trained_on_them(tmp_path) -> None:
+    train = str(ROOT / "train" / "diffusion.py")
+    run(tmp_path, sys.executable, train, "tiny-edm", "--backbone.width", "16", "--train.steps", "10", *SHORT)
+    make = [str(ROOT / "sample" / "pairs.py"), "runs/tiny-edm/model", "--num", "1200", "--steps", "2"]
+    launch = [*TORCHRUN, "--standalone", "--nproc_per_node", "2", "--"]
+    assert run(tmp_path, *launch, *make, "--out", "two").count("two: 1200 pairs, 3 network calls each") == 1
+    run(tmp_path, sys.executable, *make, "--out", "one")
+    one, two = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("one", "two"))
+    assert one == two
+    assert len(one) == 3
+    student = [train, "tiny-edm", "--name", "student", "--data.path", "two", "--init", "runs/tiny-edm/model"]
+    student += ["--backbone.width", "16", "--train.steps", "10", *SHORT]
+    run(tmp_path, sys.executable, *student)
+    check_run(tmp_path / "runs" / "student", 10)
+
+
 def test_a_run_told_to_stop_saves_exits_143_and_goes_on(tmp_path) -> None:
     command = [sys.executable, str(ROOT / "train" / "rectified_flow.py"), "tiny-rf", "--backbone.width", "16"]
     command += ["--optim.decay", "constant", *SHORT, "--train.checkpoint-every", "100000"]

@@ -21,6 +21,7 @@ Train and sample image generators that need one, two or many network calls.
 commands:
   train RECIPE      train a model, or continue a run: the same command again resumes it
   sample MODEL      write images, one per seed
+  pairs TEACHER     make reflow pairs, one per seed, for a student to train on
   fid SAMPLES REF   how far a model's samples, or images, are from a reference: figures with their protocol
   stats DATA        mean and covariance of a reference's features, as a file to give to fid
   compare FILES     rank what fid --out wrote, if it was measured alike
@@ -32,6 +33,7 @@ examples:
   genflow train tiny-rf
   genflow train tiny-edm --data.path photos/ --data.size 32 --name mine --optim.lr 3e-4
   genflow sample runs/tiny-rf/model --num 64 --steps 4 --out samples/
+  genflow pairs runs/tiny-edm/model --num 10000 --out pairs/
   genflow fid runs/tiny-rf/model digits --steps 1,2,4 --out result.json --report report.html
   genflow stats photos/ --data.size 64 -o photos.npz
   genflow compare before.json after.json
@@ -40,8 +42,8 @@ examples:
 
 genflow COMMAND --help explains every option; genflow --version prints the version.
 """
-COMMANDS = ("train", "sample", "fid", "stats", "compare", "import", "push", "demo")
-RESUMABLE = ("train", "sample", "demo")
+COMMANDS = ("train", "sample", "pairs", "fid", "stats", "compare", "import", "push", "demo")
+RESUMABLE = ("train", "sample", "pairs", "demo")
 RESUMES = "stopped; the same command again continues from what is saved"
 
 
@@ -67,7 +69,7 @@ def _usage_error() -> int:
 
 
 def _run(command: str, rest: list[str]) -> None:
-    if command not in ("train", "sample", "fid", "stats"):
+    if command not in ("train", "sample", "pairs", "fid", "stats"):
         check_alone(f"genflow {command}")
     match command:
         case "train":
@@ -78,6 +80,10 @@ def _run(command: str, rest: list[str]) -> None:
             from genflow.cli.sample import sample
 
             sample(rest)
+        case "pairs":
+            from genflow.cli.pairs import pairs
+
+            pairs(rest)
         case "fid":
             from genflow.cli.fid import fid
 

@@ -269,10 +269,15 @@ def _without_local_paths(config: Config) -> Config:
     The folder of runs becomes the default one. Decided by the text alone, so that it is the same wherever it is done.
     """
     from genflow.card import last_name
-    from genflow.config import Config
+    from genflow.config import Config, LPIPSConfig, LPIPSHuberConfig, VGGConfig
 
+    objective = config.objective
+    match objective.metric:
+        case LPIPSConfig(perceptual=VGGConfig(weights=given)) | LPIPSHuberConfig(perceptual=VGGConfig(weights=given)):
+            vgg = VGGConfig(weights=last_name(given, "weights"))
+            objective = replace(objective, metric=replace(objective.metric, perceptual=vgg))
     data = replace(config.data, path=_data_source(config.data.path), labels=last_name(config.data.labels, "labels"))
-    return replace(config, out=Config.out, init=_start(config.init), data=data)
+    return replace(config, out=Config.out, init=_start(config.init), data=data, objective=objective)
 
 
 def _data_source(source: str) -> str:

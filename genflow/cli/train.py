@@ -52,7 +52,8 @@ def check_resume(config: Config) -> None:
     if not written.is_file():
         raise ValueError(f"{config.folder} has checkpoints but no config.toml: put it back, or give another --name")
     before = load_config(written)
-    before = replace(before, data=replace(before.data, path=config.data.path, labels=config.data.labels))
+    now = config.data
+    before = replace(before, data=replace(before.data, path=now.path, labels=now.labels, pairs=now.pairs))
     fixed = ("seed", "init", "data", "backbone", "schedule", "parameterization", "objective", "optim")
     differing = [name for name in fixed if getattr(before, name) != getattr(config, name)]
     if before.train.batch_size != config.train.batch_size:

@@ -2,11 +2,20 @@
 
 from genflow.objectives.base import Batch as Batch
 from genflow.objectives.base import Objective as Objective
+from genflow.objectives.metrics import LPIPS as LPIPS
+from genflow.objectives.metrics import LPIPSHuber as LPIPSHuber
 from genflow.objectives.metrics import Metric as Metric
+from genflow.objectives.metrics import PseudoHuber as PseudoHuber
 from genflow.objectives.metrics import SquaredL2 as SquaredL2
+from genflow.objectives.perceptual import FeatureDistance as FeatureDistance
+from genflow.objectives.perceptual import vgg_distance as vgg_distance
 from genflow.objectives.regression import Regression as Regression
+from genflow.objectives.residuals import RawResidual as RawResidual
+from genflow.objectives.residuals import Residual as Residual
+from genflow.objectives.residuals import VelocityResidual as VelocityResidual
 from genflow.objectives.time_distributions import DiscreteUniform as DiscreteUniform
 from genflow.objectives.time_distributions import LogitNormal as LogitNormal
 from genflow.objectives.time_distributions import LogNormal as LogNormal
 from genflow.objectives.time_distributions import TimeDistribution as TimeDistribution
 from genflow.objectives.time_distributions import Uniform as Uniform
+from genflow.objectives.time_distributions import UShaped as UShaped

@@ -30,11 +30,14 @@ class Batch:
     augment: Tensor | None = None
 
     @staticmethod
-    def draw(x: Tensor, y: Tensor | None, index: Tensor, augment: Tensor | None = None) -> Batch:
-        """Join images with noise and ranks of their own, from torch's global generator."""
+    def draw(
+        x: Tensor, y: Tensor | None, index: Tensor, augment: Tensor | None = None, noise: Tensor | None = None
+    ) -> Batch:
+        """Join images with ranks of their own, and with noise if they bring none, from torch's global generator."""
         u = torch.rand(x.shape[0], device=x.device, dtype=time_dtype(x.device))
         rim = max(1e-9, torch.finfo(u.dtype).eps)  # quantiles at exactly 0 or 1 are infinite
-        return Batch(x=x, y=y, noise=torch.randn_like(x), index=index, u=u.clamp(rim, 1 - rim), augment=augment)
+        noise = torch.randn_like(x) if noise is None else noise
+        return Batch(x=x, y=y, noise=noise, index=index, u=u.clamp(rim, 1 - rim), augment=augment)
 
 
 class Objective(nn.Module, abc.ABC):

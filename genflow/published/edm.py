@@ -58,16 +58,16 @@ def edm(
     side = unet.image_size[0]
     if method == "edm":
         notes.append("took the preconditioning to be EDM's: weights of its baselines (VP, VE) look the same")
-        schedule, levels, sampler, steps = VE(), {}, "heun", 18 if side <= 32 else 40
+        schedule, row, sampler, steps = VE(), Karras(), "heun", 18 if side <= 32 else 40
     else:
         notes.append("sampling starts at t = 1 with the embedding of t = 1 - 1e-5, where the authors start")
         notes.append("2 steps suffice after training on pairs of noise and image: on images alone it unlearns that")
         schedule, sampler, steps = Linear(), "euler", 2
-        levels = {"level_min": RFPP_LEVELS[0], "level_max": RFPP_LEVELS[1]}
+        row = Karras(level_min=RFPP_LEVELS[0], level_max=RFPP_LEVELS[1])
     denoiser = Denoiser(
         unet,
         schedule,
-        Karras(**levels),
+        row,
         image_shape=(unet.in_channels, side, side),
         num_classes=arguments["num_classes"],
         sampler=sampler,

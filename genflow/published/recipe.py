@@ -130,15 +130,15 @@ def _parameterization(parameterization: Parameterization) -> ParameterizationCon
             return PredictVConfig()
         case PredictVelocity() if parameterization == PredictVelocity():
             return PredictVelocityConfig()
-        case Karras(sigma_data=sigma_data, level_min=level_min, level_max=level_max):
-            return KarrasConfig(sigma_data=sigma_data, level_min=level_min, level_max=level_max)
+        case Karras(sigma_data=sigma_data, level_min=low, level_max=high, conditioning=chosen):
+            return KarrasConfig(sigma_data=sigma_data, level_min=low, level_max=high, conditioning=chosen.value)
         case _:
             raise _inexpressible(f"the parameterization {parameterization}")
 
 
 def _sample(denoiser: Denoiser) -> SampleConfig:
     match denoiser.sampler:
-        case "euler" | "heun" | "dpmpp_2m" | "ancestral" as sampler:
+        case "euler" | "heun" | "dpmpp_2m" | "ancestral" | "straight" | "straight_heun" as sampler:
             return SampleConfig(sampler=sampler, steps=denoiser.steps)
         case other:
             raise _inexpressible(f"the sampler {other}")

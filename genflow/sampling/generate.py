@@ -13,7 +13,7 @@ from genflow.denoiser import Denoiser
 from genflow.pixels import quantize
 from genflow.sampling.guidance import guided
 from genflow.sampling.noise import SeededNoise
-from genflow.sampling.samplers import Sampler, ancestral, dpmpp_2m, euler, heun
+from genflow.sampling.samplers import Sampler, ancestral, dpmpp_2m, euler, heun, straight, straight_heun
 
 
 def generate(
@@ -90,15 +90,21 @@ def find_sampler(sampler: str | Sampler) -> Sampler:
             return dpmpp_2m
         case "ancestral":
             return ancestral
+        case "straight":
+            return straight
+        case "straight_heun":
+            return straight_heun
         case str():
-            raise ValueError(f"unknown sampler {sampler!r}: choose euler, heun, dpmpp_2m or ancestral")
+            raise ValueError(
+                f"unknown sampler {sampler!r}: choose euler, heun, dpmpp_2m, ancestral, straight or straight_heun"
+            )
         case _:
             return sampler
 
 
 def network_calls(sampler: str, steps: int) -> int:
-    """Return NFE, the number of network calls in ``steps`` intervals: ``2 steps - 1`` for heun, else ``steps``."""
-    return 2 * steps - 1 if find_sampler(sampler) is heun else steps
+    """Return NFE, network calls in ``steps`` intervals: ``2 steps - 1`` for heun and straight_heun, else ``steps``."""
+    return 2 * steps - 1 if find_sampler(sampler) in (heun, straight_heun) else steps
 
 
 def choose_times(denoiser: Denoiser, steps: int | None, times: Sequence[float] | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from torch import Tensor
 GENERATOR = (
     "philox4x64-10/box-muller/1"  # names the function from (seed, draw) to values; any change to it is a new name
 )
+_CLASSES = 2**63  # second word of the key of a seed's random class; that of its noise is 0
 
 
 def standard_normal(seed: int, draw: int, count: int) -> np.ndarray:
@@ -27,6 +29,24 @@ def standard_normal(seed: int, draw: int, count: int) -> np.ndarray:
     uniform = ((words >> np.uint64(11)) + 0.5) * 2.0**-53
     radius, angle = np.sqrt(-2 * np.log(uniform[:half])), 2 * math.pi * uniform[half:]
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count].astype(np.float32)
+
+
+def random_class(seed: int, count: int) -> int:
+    """Return a class in [0, count) for a seed in [0, 2^64), uniformly at random and apart from the seed's noise.
+
+    ``floor(w count / 2^64)`` of one Philox-4x64-10 word w, whose bias is below count / 2^64.
+    Source: "Fast Random Integer Generation in an Interval", arXiv 1805.10941.
+    """
+    word = np.random.Philox(key=_words(seed, _CLASSES), counter=_words(0, 0, 0, 0)).random_raw()
+    return int(word) * count >> 64
+
+
+def generator_checksum() -> str:
+    """Return the sha256 of first values of the generator: another one here makes other noise of the same seeds."""
+    digest = hashlib.sha256()
+    for seed in (0, 1, 2**64 - 1):
+        digest.update(standard_normal(seed, 0, 48).astype("<f4").tobytes())
+    return digest.hexdigest()
 
 
 def _words(*values: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from tqdm import tqdm
 from genflow import __version__
 from genflow.config import Config, TrainConfig
 from genflow.config_files import to_flat, to_toml
+from genflow.data.loader import Loaded
 from genflow.denoiser import Denoiser
 from genflow.files import make_folder, remove_partials, write_text
 from genflow.objectives.base import Batch, Objective
@@ -38,15 +39,15 @@ from genflow.training.logging import JsonLog, Meter
 from genflow.training.optim import learning_rate, make_optimizer, mask_step, set_learning_rate
 from genflow.training.shards import whole
 
-Loader = Callable[[int], tuple[Tensor, Tensor | None, Tensor]]
+Loader = Callable[[int], Loaded]
 Augment = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Trainer:
     """Trains an objective on batches, into a run folder; the same call again continues where it stopped.
 
-    ``loader(number)`` gives the number-th batch of this process: images (B, C, H, W) uint8, labels (B,) or None,
-    indices (B,); a step takes ``parts_of(config.train, processes)`` of them. Everything random in a step comes from
+    ``loader(number)`` gives the number-th batch of this process; a step takes ``parts_of(config.train, processes)`` of
+    them. Noise that comes with images is theirs, others meet fresh noise. Everything random in a step comes from
     (seed, step, rank), so that k steps, a restart and n - k steps are bit by bit n steps on a CPU. The host reads
     nothing back from the device between two lines of the log.
 
@@ -182,8 +183,9 @@ class Trainer:
             raise ValueError(f"{self.folder} is at step {progress.step}, beyond train.steps {self.config.train.steps}")
         if progress.step and progress.images != self.images:
             raise ValueError(
-                f"the images are not those that {self.folder} began with: give them back, or give this run another"
-                f" --name and --init {self.folder / 'model'}"
+                f"the images are not those that {self.folder} began with: give them back (of pairs that are still being"
+                " made the number it began with, as --data.pairs), or give this run another --name and --init"
+                f" {self.folder / 'model'}"
             )
         self.ema.follow(self.objective.denoiser)
         self._saved = progress.step
@@ -238,15 +240,22 @@ class Trainer:
         self.ema.update((step + 1) * train.batch_size, train.batch_size)
 
     def _batch(self, number: int) -> Batch:
-        images, labels, index = self.loader(number)
-        x, told = to_unit(self._move(images)), None
+        loaded = self.loader(number)
+        y, index, noise = self._move(loaded.labels), self._move(loaded.indices), self._move(loaded.noise)
+        x, told = to_unit(self._move(loaded.images)), None
         if self.augment is not None:
             x, told = self.augment(x)
-        return Batch.draw(x, None if labels is None else self._move(labels), self._move(index), told)
+        return Batch.draw(x, y, index, told, noise)
 
-    def _move(self, tensor: Tensor) -> Tensor:
+    @overload
+    def _move(self, tensor: Tensor) -> Tensor: ...
+    @overload
+    def _move(self, tensor: None) -> None: ...
+    def _move(self, tensor: Tensor | None) -> Tensor | None:
         """Bring a batch to the device without waiting for it, which takes pinned memory on a GPU."""
         device = self.accelerator.device
+        if tensor is None:
+            return None
         return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
     def _report(self, done: int, rate: float, bar: tqdm[Any], best: float | None) -> None:

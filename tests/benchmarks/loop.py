@@ -40,7 +40,7 @@ def measure(recipe: str, batch_size: int, precision: str) -> tuple[float, float]
         config = override(load_config(find_recipe(recipe)), chosen, prog="loop.py", about="")
         trainer = build_trainer(config)
         denoiser = trainer.objective.denoiser
-        images, labels, index = trainer.loader(0)
+        images, labels, index, _ = trainer.loader(0)
         batch = Batch.draw(images / 127.5 - 1, labels, index)
         c_noise = torch.rand(batch_size)
 

@@ -22,7 +22,7 @@ from genflow.build import build_denoiser, export
 from genflow.card import Imported, model_card
 from genflow.cli.main import main
 from genflow.cli.models import weights_hash
-from genflow.config import Config, DataConfig
+from genflow.config import Config, DataConfig, LPIPSConfig, LPIPSHuberConfig, RegressionConfig, VGGConfig
 from genflow.config_files import load_config, to_toml
 from genflow.denoiser import Denoiser
 from genflow.evaluation.protocol import Figure, Result, save_results
@@ -195,6 +195,16 @@ def test_data_are_named_without_the_way_to_them(given: str, shared: str, data_se
     assert ("a set that comes with genflow" in card.text) == (given == "digits")
 
 
+@pytest.mark.parametrize("metric", [LPIPSConfig, LPIPSHuberConfig])
+def test_weights_of_a_perceptual_network_are_named_without_the_way_to_them(metric, run) -> None:
+    described = metric(perceptual=VGGConfig(weights=f"{SECRET}/vgg.pth"), divide_by_t=True)
+    config = replace(make_config(run), objective=RegressionConfig(metric=described, label_dropout=0.25))
+    shared = told(run, config)
+    expected = metric(perceptual=VGGConfig(weights="vgg.pth"), divide_by_t=True)
+    assert shared.objective == replace(config.objective, metric=expected)
+    assert "hidden" not in (dry(run) / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("given", "shared", "base"),
     [
@@ -300,7 +310,7 @@ def test_the_card_says_what_the_model_is(run) -> None:
     denoiser = Denoiser.from_pretrained(run / "model")
     assert row["schedule"] == "`Linear()`"
     assert row["parameterization"] == "`PredictVelocity(sigma_data=1.0)`"
-    assert row["objective"] == "`Regression(times=Uniform(), label_dropout=0.1)`"
+    assert row["objective"] == "`Regression(times=Uniform(), residual=Raw(), metric=SquaredL2(), label_dropout=0.1)`"
     assert row["parameters"] == f"{sum(p.numel() for p in denoiser.parameters()):,}"
     for fact in (
         "arXiv 2209.03003",

@@ -1,7 +1,6 @@
 import pytest
 import torch
-from oracles import CountingNetwork, counting_denoiser
-from torch import nn
+from oracles import CountingNetwork, PointNetwork, counting_denoiser
 
 from genflow.denoiser import Denoiser
 from genflow.objectives import Batch, DiscreteUniform, LogitNormal, LogNormal, Regression, TimeDistribution, Uniform
@@ -150,22 +149,6 @@ def test_losses_are_finite_at_the_ends_of_time() -> None:
         ends = torch.tensor([1e-9, 1e-7, 1 - 1e-7, 1 - 1e-9], dtype=torch.float64)
         batch = Batch(x=batch.x, y=batch.y, noise=batch.noise, index=batch.index, u=ends)
         assert Regression(denoiser, law)(batch, 0).isfinite().all()
-
-
-class PointNetwork(nn.Module):
-    """A small MLP on 2-D points (2 channels, 1 pixel); ``scale`` brings c_noise to about [-1, 1]."""
-
-    def __init__(self, scale: float) -> None:
-        super().__init__()
-        self.scale = scale
-        self.frequencies = torch.arange(1, 5) * torch.pi / 2
-        self.body = nn.Sequential(
-            nn.Linear(10, 96), nn.SiLU(), nn.Linear(96, 96), nn.SiLU(), nn.Linear(96, 96), nn.SiLU(), nn.Linear(96, 2)
-        )
-
-    def forward(self, x, c_noise, y=None, s=None):
-        phase = self.scale * c_noise[:, None] * self.frequencies
-        return self.body(torch.cat([x.flatten(1), phase.sin(), phase.cos()], dim=1)).view_as(x)
 
 
 @pytest.mark.slow

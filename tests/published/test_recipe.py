@@ -8,7 +8,8 @@ from goldens.make_edm import HERE, RFPP, make_tensors
 from goldens.weights import fill
 from PIL import Image
 
-from genflow.build import build_denoiser, build_times
+from genflow.build import build_denoiser
+from genflow.build_objective import build_times
 from genflow.cli.main import main
 from genflow.config import LogNormalConfig, UniformConfig
 from genflow.config_files import load_config, to_toml
@@ -143,7 +144,7 @@ def test_networks_that_were_told_of_augmentation_come_back(tmp_path):
         ({"parameterization": ConsistencyKarras()}, r"the parameterization ConsistencyKarras\("),
         ({"schedule": Linear(), "parameterization": PredictVelocity(sigma_data=0.5)}, r"PredictVelocity\(sigma_data"),
         ({"backbone": torch.nn.Conv2d(1, 1, 3)}, "the network Conv2d"),
-        ({"sampler": "straight"}, "the sampler straight"),
+        ({"sampler": "mine"}, "the sampler mine"),
         ({"times": {"1": [80.0, 0.0]}}, "time grids of the model's own"),
     ],
 )

@@ -28,11 +28,15 @@ from genflow.config import (
     KarrasConfig,
     LogitNormalConfig,
     LogNormalConfig,
+    LPIPSHuberConfig,
     OptimConfig,
+    PackagedConfig,
     PredictNoiseConfig,
     PredictVConfig,
     RegressionConfig,
+    UShapedConfig,
     VEConfig,
+    VelocityResidualConfig,
 )
 from genflow.data.augmentation import Augmentation
 from genflow.denoiser import Denoiser
@@ -67,6 +71,14 @@ METHODS = {
     "v": {"schedule": CosineConfig(), "parameterization": PredictVConfig()},
     "rectified-flow": {"objective": RegressionConfig(times=LogitNormalConfig())},
     "dit": {"backbone": DIT},
+    "2-rf++": {
+        "parameterization": KarrasConfig(conditioning="time"),
+        "objective": RegressionConfig(
+            times=UShapedConfig(),
+            residual=VelocityResidualConfig(),
+            metric=LPIPSHuberConfig(perceptual=PackagedConfig(), divide_by_t=True),
+        ),
+    },
 }
 
 
