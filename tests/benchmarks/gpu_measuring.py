@@ -34,6 +34,7 @@ from genflow.config import (
     UNetConfig,
     VEConfig,
 )
+from genflow.data.loader import Loaded
 from genflow.nn.dit import dit_preset
 from genflow.objectives.base import Batch
 from genflow.sampling.generate import generate
@@ -174,8 +175,8 @@ def make_trainer(network: Network, batch: int, folder: str, *, compiled: bool = 
     objective = build_objective(config, build_denoiser(config, network.shape, network.classes))
     images = torch.randint(256, (batch, *network.shape), dtype=torch.uint8)
     labels = torch.randint(network.classes, (batch,)) if network.classes else None
-    index = torch.arange(batch)
-    return Trainer(objective, lambda number: (images, labels, index), config, accelerator=accelerator)
+    loaded = Loaded(images, labels, torch.arange(batch))
+    return Trainer(objective, lambda number: loaded, config, accelerator=accelerator)
 
 
 def train(network: Network, compiled: bool, effort: Effort, seconds: float = math.inf) -> dict[str, Any]:
