@@ -61,7 +61,8 @@ def test_images_to_figures_agree_with_torch_fidelity(tmp_path, capsys) -> None:
     )
     fid = theirs["frechet_inception_distance"]
     assert found.figures["fid"].value == pytest.approx(fid, rel=1e-4)  # 1e-3 is asked of a FID in two digits
-    assert found.figures["kid"].value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
+    kid = found.figures["kid"]  # ours is the mean over subsets of half the images, theirs is of all
+    assert abs(kid.value - theirs["kernel_inception_distance_mean"]) < kid.standard_error
     assert found.figures["precision"].value == pytest.approx(theirs["precision"])
     assert found.figures["recall"].value == pytest.approx(theirs["recall"])
     assert found.figures["sfid"].value > 0
