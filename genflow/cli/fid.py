@@ -60,7 +60,7 @@ ABOUT = (
     " nearest training image over that of held-out images: 1 is real, 0 copies) and the share of samples that a frozen"
     " classifier reads as the class asked for. Several processes share the work: torchrun --nproc_per_node 8"
     " --no-python -- genflow fid ... Examples: genflow fid runs/a/model digits --steps 1,2,4 --out a.json --report"
-    " a.html; genflow fid samples/ photos/ --metrics kid,pr; genflow fid samples/ cifar10-32x32.npz --weights inception.pth"
+    " a.html; genflow fid samples/ photos/ --metrics kid,pr; genflow fid samples/ cifar10-32x32.npz --weights w.pth"
 )
 
 
