@@ -5,7 +5,7 @@
 Two folders of 32x32 RGB PNGs of the embedded shapes, one with noise on them. Real Inception weights cannot come with
 the package: the file holds Kaiming-random convolutions, which take the same time and give features as varied. Each run
 is a process of its own, on one thread, from reading files to printing the figure; genflow's includes decoding into an
-empty cache, the standard error and the limit. Runs alternate; times are medians. Writes results/fid.md.
+empty cache, and the standard error. Runs alternate; times are medians. Writes results/fid.md.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def main() -> None:
         "# From image files to FID",
         "",
         f"{COUNT} against {COUNT} PNGs of 32x32 RGB, one weights file, one thread, whole processes: medians of"
-        f" {REPEATS} alternating runs. Ratios above 1 where genflow is faster; its runs include the standard error and"
-        " the limit, and that of bfloat16 the check against float32 on the first images of each side. Made by"
+        f" {REPEATS} alternating runs. Ratios above 1 where genflow is faster; its runs include the standard error,"
+        " and that of bfloat16 the check against float32 on the first images of each side. Made by"
         " `python tests/benchmarks/fid.py`.",
         "",
         "| evaluator | FID | difference | CPU s | ratio | wall s | ratio |",
