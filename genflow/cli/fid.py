@@ -150,7 +150,8 @@ def _measured(
             there = gather(source, network, wanted, folder, progress=_bar("reference", team))
         else:
             assert file is not None
-            there = Gathered(moments=file.stats, spatial=file.spatial)
+            spatial = file.spatial
+            there = Gathered(moments=file.stats, spatial=None if spatial is None else lambda: spatial)
         beside = None
         if len(sides[0].ranges) > 1 and reference.data is not None:
             beside = Beside.of(load_images(options.reference, "train"), reference.data, network)

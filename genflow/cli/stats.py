@@ -15,6 +15,7 @@ from genflow.cli.sides import DTYPES, ReadingArguments, is_measured_model, said_
 from genflow.config_files import parse_arguments
 from genflow.data.decoding import Decoding
 from genflow.data.images import EMBEDDED, ImageData, Split, load_images
+from genflow.evaluation.blocks import BlockStats
 from genflow.evaluation.extraction import Passed, PixelDigest, Progress, SpatialMoments, pass_through
 from genflow.evaluation.features import load_features
 from genflow.evaluation.measurement import SPATIAL
@@ -84,7 +85,7 @@ def stats(arguments: Sequence[str], *, prog: str = "genflow stats") -> None:
         name, options.weights, team.device, DTYPES[options.dtype], image_shape=data.image_shape
     )  # after all that can be refused without it
     vectors = VectorMoments(network.dims)
-    spatial = SpatialMoments(SPATIAL) if network.name == "inception" else None
+    spatial = SpatialMoments(BlockStats(SPATIAL, len(data))) if network.name == "inception" else None
     digest = PixelDigest()
     sinks = [vectors, digest] if spatial is None else [vectors, digest, spatial]
     pass_through(FoundImages(data), network, sinks, _bar(team))
@@ -94,7 +95,7 @@ def stats(arguments: Sequence[str], *, prog: str = "genflow stats") -> None:
     save_reference(
         options.out,
         stats=vectors.stats,
-        spatial=None if spatial is None else spatial.stats,
+        spatial=None if spatial is None else spatial.stats(),
         images=said,
         network=network.identity,
     )

@@ -39,6 +39,7 @@ class BlockStats:
         self._kept: dict[int, FeatureStats] = {}
         self._filling = 0
         self._current = FeatureStats(dims)
+        self._whole: FeatureStats | None = None
 
     def __len__(self) -> int:
         return self._blocks
@@ -78,17 +79,27 @@ class BlockStats:
         return FeatureStats.read_raw(path, self.dims) if path and path.exists() else FeatureStats(self.dims)
 
     def whole(self) -> FeatureStats:
-        """Statistics of all images.
+        """Statistics of all images, which are kept; the last block then joins the others on the disk.
 
         Raises:
             ValueError: not all have come.
         """
+        if self._whole is not None:
+            return self._whole
         whole = FeatureStats(self.dims)
         for number in range(self._blocks):
             whole = whole.merge(self.block(number))
         if whole.count != self.total:
             raise ValueError(f"{whole.count} of the {self.total} images have come: the statistics are of all")
+        self.put_away()
+        self._whole = whole
         return whole
+
+    def put_away(self) -> None:
+        """Bring the last block to the others, on the disk; no more images can come."""
+        if self._filling < self._blocks:
+            self._store(self._filling, self._current)
+            self._filling, self._current = self._blocks, FeatureStats(1)  # no block is filled any more
 
     def reduce(self) -> BlockStats:
         """Statistics of the images of all processes together, the same in each; one block is in memory at a time.

@@ -87,17 +87,22 @@ class VectorBlocks:
 
 @final
 class SpatialMoments:
-    """Moments of Inception's spatial features."""
+    """Moments of Inception's spatial features, in a single block, which lies on the disk at the end."""
 
-    def __init__(self, dims: int) -> None:
-        self.stats = FeatureStats(dims)
+    def __init__(self, blocks: BlockStats) -> None:
+        self._blocks = blocks
 
     def update(self, passed: Passed) -> None:
         assert passed.outputs.spatial is not None
-        self.stats.update(passed.outputs.spatial)
+        self._blocks.update(passed.outputs.spatial, passed.start)
 
     def reduce(self) -> None:
-        self.stats = self.stats.reduce()
+        self._blocks = self._blocks.reduce()
+        self._blocks.put_away()
+
+    def stats(self) -> FeatureStats:
+        """Read them."""
+        return self._blocks.block(0)
 
 
 @final

@@ -72,7 +72,8 @@ def solve(a: FeatureStats, b: FeatureStats, *, tolerance: float = TOLERANCE, roo
         roots, error = _by_eigenvalues(cov_a, _rank(a), cov_b, _rank(b))
     distance = apart + sum(traces) - 2 * float(roots.sum())
     if error > tolerance * distance:
-        roots = _by_singular_values(cov_a, _rank(a), cov_b, _rank(b))
+        del cov_a, cov_b  # the factors need their memory
+        roots = _by_singular_values(a, b)
         distance = apart + sum(traces) - 2 * float(roots.sum())
     if distance < -_ROUNDING * sum(traces):
         raise ValueError("a covariance has negative variances, so it is none: there is no distance")
@@ -112,15 +113,17 @@ def _roots(inner: Tensor, rank: int) -> tuple[Tensor, float]:
     return roots, drowned * least + noise * spread / len(squares) ** 0.5
 
 
-def _by_singular_values(cov_a: Tensor, rank_a: int, cov_b: Tensor, rank_b: int) -> Tensor:
+def _by_singular_values(a: FeatureStats, b: FeatureStats) -> Tensor:
     """Return the same roots as singular values of a product of factors, which keep twice the digits, in more time."""
-    factors = []
-    for covariance, rank in ((cov_a, rank_a), (cov_b, rank_b)):
-        root = _cholesky(covariance) if rank == len(covariance) else None
-        factors.append(_thin_root(covariance, rank) if root is None else root)
-    product = factors[0].T @ factors[1]
-    del factors
-    return torch.linalg.svdvals(product).flip(0)[-min(rank_a, rank_b) :]
+    product = _factor(a).T @ _factor(b)
+    return torch.linalg.svdvals(product).flip(0)[-min(_rank(a), _rank(b)) :]
+
+
+def _factor(stats: FeatureStats) -> Tensor:
+    """Return R with R R^T the covariance: Cholesky's if there is one, else a thin one."""
+    covariance = stats.covariance
+    root = _cholesky(covariance) if _rank(stats) == stats.dims else None
+    return _thin_root(covariance, _rank(stats)) if root is None else root
 
 
 def _cholesky(covariance: Tensor) -> Tensor | None:

@@ -6,7 +6,7 @@ import errno
 import math
 import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +63,8 @@ class Gathered:
     """What is kept of one side. Of a statistics file there are only moments, perhaps spatial ones too."""
 
     moments: FeatureStats
-    spatial: FeatureStats | None = None
+    spatial: Callable[[], FeatureStats] | None = None
+    """Reads them, since they are large and needed once."""
     blocks: BlockStats | None = None
     score: InceptionScore | None = None
     vectors: VectorFile | None = None
@@ -107,7 +108,7 @@ def gather(
         raise ValueError("figures of all vectors need a folder to keep them in")
     dims, count = network.dims, source.count
     blocks = VectorBlocks(BlockStats(dims, count, default_blocks(dims, count), scratch=folder))
-    spatial = SpatialMoments(SPATIAL) if "sfid" in wanted.metrics else None
+    spatial = SpatialMoments(BlockStats(SPATIAL, count, 1, scratch=folder)) if "sfid" in wanted.metrics else None
     scores = Scores(InceptionScore(count)) if "is" in wanted.metrics else None
     file = VectorFile(count, dims, folder) if folder is not None and wanted.every_vector else None
     digest = PixelDigest()
@@ -138,7 +139,8 @@ def figures(sets: Sequence[Gathered], reference: Gathered, name: str, wanted: Wa
     estimates = [estimate(_of(each.blocks), reference.blocks or reference.moments) for each in sets]
     found = {"fid" if name == "inception" else "fd": combine(estimates).figure}
     if reference.spatial is not None and "sfid" in wanted.metrics:
-        found["sfid"] = _mean([Figure(value=frechet_distance(_of(each.spatial), reference.spatial)) for each in sets])
+        there = reference.spatial()
+        found["sfid"] = _mean([Figure(value=frechet_distance(_of(each.spatial)(), there)) for each in sets])
     if "is" in wanted.metrics:
         found["inception_score"] = _mean([_of(each.score).score() for each in sets])
     if reference.vectors is None:

@@ -27,15 +27,17 @@ from pathlib import Path
 
 import torch
 
-from genflow.evaluation.blocks import BlockStats
+from genflow.evaluation.features import FeatureNetwork, Outputs
 from genflow.evaluation.frechet import frechet_distance
-from genflow.evaluation.inception_score import InceptionScore
+from genflow.evaluation.measurement import Wanted, figures, gather
+from genflow.evaluation.protocol import NetworkIdentity
+from genflow.evaluation.sources import UNIT, Source
 from genflow.evaluation.statistics import FeatureStats
-from genflow.evaluation.uncertainty import default_blocks, estimate
+from genflow.evaluation.uncertainty import default_blocks
 
 RESULTS = Path(__file__).parent / "results"
 DIMS, SPATIAL, CLASSES = 2048, 2023, 1008
-COUNT, UNIT = 50_000, 64
+COUNT = 50_000
 ROUNDS = 3
 
 
@@ -100,26 +102,39 @@ def from_features(count: int) -> float:
     return float(apart + left.square().sum() + right.square().sum() - 2 * cross)
 
 
+class Made(Source):
+    """Images of one pixel, which ``Rows`` does not look at."""
+
+    count, classes = COUNT, ()
+
+    def unit(self, number: int) -> tuple[torch.Tensor, None]:
+        return torch.zeros(UNIT, 1, 1, 1, dtype=torch.uint8), None
+
+
+class Rows(FeatureNetwork):
+    """Made-up outputs of all three kinds, as Inception gives them."""
+
+    identity = NetworkIdentity(
+        name="inception", weights="", resize="none", quantisation="uint8", dtype="float32", dims=DIMS
+    )
+    device = torch.device("cpu")
+
+    def outputs(self, images: torch.Tensor) -> Outputs:
+        count = len(images)
+        return Outputs(torch.randn(count, DIMS), torch.randn(count, SPATIAL), torch.randn(count, CLASSES))
+
+
 def memory() -> dict[str, float]:
-    """Evaluate 50,000 made-up rows of all three kinds and return MiB above the start, and seconds."""
+    """Measure 50,000 made-up samples against as many made-up images; return MiB above the start, and seconds."""
     frechet_distance(FeatureStats.of(torch.randn(50, 8)), FeatureStats.of(torch.randn(50, 8)))  # loads libraries
+    wanted = Wanted(metrics=frozenset({"fid", "sfid", "is"}))
     with tempfile.TemporaryDirectory() as folder:
-        for name, dims in (("fid", DIMS), ("sfid", SPATIAL)):
-            FeatureStats.of(torch.randn(2 * dims, dims)).save(Path(folder, f"{name}.npz"), {})
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         before = rss("VmRSS")
         started = time.perf_counter()
-        blocks = BlockStats(DIMS, COUNT, default_blocks(DIMS, COUNT), Path(folder))
-        spatial, score = FeatureStats(SPATIAL), InceptionScore(COUNT)
-        for start in range(0, COUNT, UNIT):
-            count = min(UNIT, COUNT - start)
-            blocks.update(torch.randn(count, DIMS), start)
-            spatial.update(torch.randn(count, SPATIAL))
-            score.update(torch.randn(count, CLASSES), start)
+        reference, samples = (gather(Made(), Rows(), wanted, Path(folder)) for _ in range(2))
         summed = time.perf_counter()
-        estimate(blocks, FeatureStats.load(Path(folder, "fid.npz"))[0])
-        frechet_distance(spatial, FeatureStats.load(Path(folder, "sfid.npz"))[0])
-        score.score()
+        figures([samples], reference, "inception", wanted)
         ended = time.perf_counter()
         return {"MiB": rss("VmHWM") - before, "sums": summed - started, "solve": ended - summed}
 
@@ -180,8 +195,9 @@ def report() -> None:
         "",
         "## Memory",
         "",
-        f"FID with its interval ({DIMS} dims, {default_blocks(DIMS, COUNT)} blocks on the disk), sFID ({SPATIAL}) and"
-        f" Inception score ({CLASSES} logits) of {COUNT:,} rows in units of {UNIT}: {used['MiB']:.0f} MiB at most above"
+        f"FID with its interval ({DIMS} dims, {default_blocks(DIMS, COUNT)} blocks a side on the disk), sFID"
+        f" ({SPATIAL}) and Inception score ({CLASSES} logits) of {COUNT:,} made-up samples against as many images, in"
+        f" units of {UNIT}: {used['MiB']:.0f} MiB at most above"
         f" what a process takes that has loaded the libraries; {used['sums']:.0f} s to draw and sum up the rows,"
         f" {used['solve']:.0f} s for all solutions, on one thread.",
     ]

@@ -43,7 +43,7 @@ def test_each_image_is_passed_once_and_in_its_place(network, tmp_path):
     file = VectorFile(150, network.dims, tmp_path)
     pass_through(source, network, [file])
     own = network.features(torch.from_numpy(data.images))
-    torch.testing.assert_close(torch.from_numpy(file.vectors)[np.argsort(source.order)], own, rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.from_numpy(file.vectors[np.argsort(source.order)]), own, rtol=0, atol=1e-5)
     assert np.array_equal(file.labels, data.labels[source.order])
     assert sorted(source.order) == list(range(150))
 
