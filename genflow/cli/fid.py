@@ -163,6 +163,8 @@ def _measured(
             if options.dtype != "float32" and reference.data is not None and not results:
                 exact = load_features(name, options.weights, team.device, image_shape=shape)
                 notes.append(effect(network, exact, side.ranges[0], FoundImages(reference.data)))
+            elif options.dtype != "float32" and file is not None:
+                notes.append(f"what {options.dtype} changes is not measured: that takes the reference's images")
             here = side.said if side.said.sampling is not None else replace(side.said, hash=found.digests[0])
             said = reference.said if there.digest is None else replace(reference.said, hash=there.digest)
             notes += same(here, said)

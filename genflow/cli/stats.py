@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal, final
+from typing import Annotated, Literal
 
 import tyro
 from tqdm import tqdm
@@ -16,12 +16,11 @@ from genflow.config_files import parse_arguments
 from genflow.data.decoding import Decoding
 from genflow.data.images import EMBEDDED, ImageData, Split, load_images
 from genflow.evaluation.blocks import BlockStats
-from genflow.evaluation.extraction import Passed, PixelDigest, Progress, SpatialMoments, pass_through
+from genflow.evaluation.extraction import PixelDigest, Progress, SpatialMoments, VectorBlocks, pass_through
 from genflow.evaluation.features import load_features
 from genflow.evaluation.measurement import SPATIAL
 from genflow.evaluation.references import is_reference, save_reference
 from genflow.evaluation.sources import FoundImages
-from genflow.evaluation.statistics import FeatureStats
 from genflow.evaluation.wording import network_words, printable, reference_words
 from genflow.files import check_place
 
@@ -56,20 +55,6 @@ class StatsArguments:
     """cpu, cuda, cuda:1, mps; auto takes a GPU if there is one."""
 
 
-@final
-class VectorMoments:
-    """Moments of the vectors that pass."""
-
-    def __init__(self, dims: int) -> None:
-        self.stats = FeatureStats(dims)
-
-    def update(self, passed: Passed) -> None:
-        self.stats.update(passed.outputs.vectors)
-
-    def reduce(self) -> None:
-        self.stats = self.stats.reduce()
-
-
 def stats(arguments: Sequence[str], *, prog: str = "genflow stats") -> None:
     """Write the statistics of images to a file, and print with which protocol.
 
@@ -84,7 +69,7 @@ def stats(arguments: Sequence[str], *, prog: str = "genflow stats") -> None:
     network = load_features(
         name, options.weights, team.device, DTYPES[options.dtype], image_shape=data.image_shape
     )  # after all that can be refused without it
-    vectors = VectorMoments(network.dims)
+    vectors = VectorBlocks(BlockStats(network.dims, len(data)))
     spatial = SpatialMoments(BlockStats(SPATIAL, len(data))) if network.name == "inception" else None
     digest = PixelDigest()
     sinks = [vectors, digest] if spatial is None else [vectors, digest, spatial]
@@ -94,7 +79,7 @@ def stats(arguments: Sequence[str], *, prog: str = "genflow stats") -> None:
     said = replace(said_of(data, split), hash=digest.hexadecimal)
     save_reference(
         options.out,
-        stats=vectors.stats,
+        stats=vectors.blocks.whole(),
         spatial=None if spatial is None else spatial.stats(),
         images=said,
         network=network.identity,

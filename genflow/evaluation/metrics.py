@@ -1,4 +1,4 @@
-"""Numbers that compare images: the floor of the Fréchet distance, memorising, class accuracy."""
+"""Numbers that compare images: the floor of the Fréchet distance, and how near to training images."""
 
 import torch
 from torch import Tensor
@@ -58,19 +58,3 @@ def nearest_distances(images: Tensor, train: Tensor, *, chunk: int = 1024) -> Te
             least = torch.minimum(least, score)
         found.append((rows - to_unit(train[nearest]).flatten(1)).norm(dim=1))
     return torch.cat(found)
-
-
-def class_accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of images whose greatest logit is at their label, in [0, 1].
-
-    Shapes: (N, K) floating point and (N,) int64.
-
-    Raises:
-        ValueError: the shapes do not fit, or there are no images.
-    """
-    if logits.ndim != 2 or labels.shape != logits.shape[:1] or len(labels) == 0:
-        raise ValueError(
-            f"class_accuracy takes logits (N > 0, K) and labels (N,), got {tuple(logits.shape)} "
-            f"and {tuple(labels.shape)}"
-        )
-    return float((logits.argmax(dim=1) == labels.to(logits.device)).float().mean())

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from genflow.evaluation.metrics import class_accuracy, floor_distances, nearest_distances
+from genflow.evaluation.metrics import floor_distances, nearest_distances
 
 
 def floor(train: torch.Tensor, held_out: torch.Tensor, *, repeats: int = 5, seed: int = 0) -> float:
@@ -56,10 +56,3 @@ def test_memorising_ratio_of_copies_of_real_and_of_far_images():
     assert memorising_ratio(held_out, train, held_out) == 1
     assert memorising_ratio(images(100, 3) // 4, train, held_out) == pytest.approx(1, abs=0.05)
     assert memorising_ratio(255 - held_out, train, held_out) > 3
-
-
-def test_class_accuracy():
-    logits = torch.tensor([[0.0, 1.0], [3.0, 2.0], [-1.0, -2.0], [0.0, 5.0]])
-    assert class_accuracy(logits, torch.tensor([1, 0, 1, 1])) == 0.75
-    with pytest.raises(ValueError, match="labels"):
-        class_accuracy(logits, torch.tensor([1, 0]))
