@@ -35,10 +35,12 @@ from genflow.data.images import ImageData, load_images
 from genflow.data.loader import Ahead, ImageLoader
 from genflow.data.pairs import PairData, is_pairs, load_pairs
 from genflow.denoiser import Denoiser
+from genflow.evaluation.crossing import crossing_of_pairs
 from genflow.evaluation.features import load_features
 from genflow.evaluation.frechet import frechet_distance
 from genflow.evaluation.measurement import moments_of
 from genflow.evaluation.sources import FoundImages, Samples
+from genflow.evaluation.straightness import straightness
 from genflow.files import replace_files
 from genflow.nn.dit import DiT
 from genflow.nn.unet import UNet
@@ -59,6 +61,7 @@ from genflow.training.trainer import Loader, Trainer, make_accelerator, parts_of
 
 _AUGMENT = "backbone.conditioning.time.augment.weight"  # the UNet's kernel for augmentation labels
 EVALUATION_SEEDS = 2**40  # in-training distances draw from here on, far from the seeds people use
+PROBES = 64  # seeds, and pairs, that straightness is measured on beside previews
 MOST_PAIRS = 50_000  # whose images in-training distances are measured to
 
 
@@ -283,6 +286,7 @@ def build_trainer(config: Config) -> Trainer:
         images=data.fingerprint,
         augment=Augmentation(config.data.augment) if config.data.augment else None,
         preview=preview,
+        probe=_Straightness(data) if isinstance(denoiser.schedule, Linear) else None,
         evaluate=_Distance(data, config.data.path, accelerator.device) if config.train.evaluate_every else None,
         export=export,
     )
@@ -324,6 +328,24 @@ def _remove_empty(folder: Path) -> None:
     for inner in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
         inner.rmdir()
     folder.rmdir()
+
+
+class _Straightness:
+    """How straight a rectified flow has become, and on pairs, how far the model takes their lines to cross.
+
+    On 64 seeds in 32 steps, and on the first 64 pairs at 16 times: 2,048 evaluations of the network, or 3,072, about
+    what training on 1,000 images costs. Held-out images play no part in it.
+    """
+
+    def __init__(self, data: ImageData | PairData) -> None:
+        self.pairs = data if isinstance(data, PairData) else None
+
+    def __call__(self, denoiser: Denoiser) -> dict[str, float]:
+        flow = straightness(denoiser, range(EVALUATION_SEEDS, EVALUATION_SEEDS + PROBES))
+        found = {"straightness": flow.straightness.value, "one_step_gap": flow.one_step_gap.value}
+        if self.pairs is not None:
+            found["crossing"] = crossing_of_pairs(denoiser, self.pairs, PROBES).value
+        return found
 
 
 class _Distance:

@@ -177,7 +177,7 @@ class TrainConfig:
     log_every: Positive = 50
     """Steps between lines of log.jsonl."""
     preview_every: Annotated[int, Field(ge=0)] = 1000
-    """Steps between pictures in previews/; 0 draws none."""
+    """Steps between pictures in previews/, and lines that say how straight a rectified flow is; 0 makes none."""
     checkpoint_every: Positive = 1000
     """Steps between checkpoints."""
     keep: Positive = 2

@@ -19,15 +19,16 @@ usage: genflow COMMAND ...
 Train and sample image generators that need one, two or many network calls.
 
 commands:
-  train RECIPE      train a model, or continue a run: the same command again resumes it
-  sample MODEL      write images, one per seed
-  pairs TEACHER     make reflow pairs, one per seed, for a student to train on
-  fid SAMPLES REF   how far a model's samples, or images, are from a reference: figures with their protocol
-  stats DATA        mean and covariance of a reference's features, as a file to give to fid
-  compare FILES     rank what fid --out wrote, if it was measured alike
-  import WEIGHTS    turn published weights of EDM, rfpp or DiT into a model folder
-  push RUN          share a model with its card on the Hugging Face hub
-  demo              train on embedded digits, sample, measure, draw: a few minutes on a CPU
+  train RECIPE        train a model, or continue a run: the same command again resumes it
+  sample MODEL        write images, one per seed
+  pairs TEACHER       make reflow pairs, one per seed, for a student to train on
+  fid SAMPLES REF     how far a model's samples, or images, are from a reference: figures with their protocol
+  stats DATA          mean and covariance of a reference's features, as a file to give to fid
+  straightness MODEL  how straight flows are, before and after reflow; drawn by --picture
+  compare FILES       rank what fid --out wrote, if it was measured alike
+  import WEIGHTS      turn published weights of EDM, rfpp or DiT into a model folder
+  push RUN            share a model with its card on the Hugging Face hub
+  demo                train on embedded digits, sample, measure, draw: a few minutes on a CPU
 
 examples:
   genflow train tiny-rf
@@ -36,13 +37,14 @@ examples:
   genflow pairs runs/tiny-edm/model --num 10000 --out pairs/
   genflow fid runs/tiny-rf/model digits --steps 1,2,4 --out result.json --report report.html
   genflow stats photos/ --data.size 64 -o photos.npz
+  genflow straightness runs/teacher/model runs/student/model --pairs pairs/ --picture paths.png
   genflow compare before.json after.json
   genflow import edm-cifar10.safetensors --out models/edm-cifar10
   genflow push runs/mine --repo me/mine --dry-run
 
 genflow COMMAND --help explains every option; genflow --version prints the version.
 """
-COMMANDS = ("train", "sample", "pairs", "fid", "stats", "compare", "import", "push", "demo")
+COMMANDS = ("train", "sample", "pairs", "fid", "stats", "straightness", "compare", "import", "push", "demo")
 RESUMABLE = ("train", "sample", "pairs", "demo")
 RESUMES = "stopped; the same command again continues from what is saved"
 
@@ -92,6 +94,10 @@ def _run(command: str, rest: list[str]) -> None:
             from genflow.cli.stats import stats
 
             stats(rest)
+        case "straightness":
+            from genflow.cli.straightness import straightness
+
+            straightness(rest)
         case "compare":
             from genflow.cli.compare import compare_files
 

@@ -86,7 +86,8 @@ class JsonLog:
     def rewind(self, step: int, *, owed: bool = False) -> None:
         """Drop what a resumed run writes again, and half a line, if one is there.
 
-        That is what was written after ``step``, and, if the distance at ``step`` is owed, that distance.
+        That is what was written after ``step``, and, if looks at the model of ``step`` are owed, what they found: all
+        lines of that step but the one with its loss.
         """
         if not self.path.exists():
             return
@@ -94,7 +95,7 @@ class JsonLog:
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 record = json.loads(line)
-                again = record["step"] > step or (owed and record["step"] == step and "frechet_train" in record)
+                again = record["step"] > step or (owed and record["step"] == step and "loss" not in record)
                 if not again:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):  # half a line, or somebody's

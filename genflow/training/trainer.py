@@ -53,8 +53,9 @@ class Trainer:
 
     ``images`` is a fingerprint of what the loader draws from, which must be the same when the run goes on.
     ``augment(x)`` gives images (B, C, H, W) in [-1, 1] and the labels that tell what was done to them (B, K);
-    ``preview(denoiser)`` gives a picture (C, H, W) uint8, ``evaluate(denoiser)`` a distance, ``export(denoiser,
-    folder)`` writes the folder to share; the last three are handed the averaged weights.
+    ``preview(denoiser)`` gives a picture (C, H, W) uint8, ``probe(denoiser)`` what the log is to say beside it,
+    ``evaluate(denoiser)`` a distance, ``export(denoiser, folder)`` writes the folder to share; the last four are handed
+    the averaged weights.
 
     Raises ``ValueError`` if the folder holds a run of another model or on other images; ``RuntimeError`` after
     ``stop_after_bad`` steps in a row without a finite gradient, with the run saved, if another command is at this run,
@@ -71,6 +72,7 @@ class Trainer:
         images: str = "",
         augment: Augment | None = None,
         preview: Callable[[Denoiser], Tensor] | None = None,
+        probe: Callable[[Denoiser], dict[str, float]] | None = None,
         evaluate: Callable[[Denoiser], float] | None = None,
         export: Callable[[Denoiser, Path], None] | None = None,
     ) -> None:
@@ -86,6 +88,7 @@ class Trainer:
         self.images = images
         self.augment = augment
         self.preview = preview
+        self.probe = probe
         self.evaluate = evaluate
         self.export = export or _export_denoiser
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=config.train.keep)
@@ -307,12 +310,18 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _draw(self, done: int) -> None:
-        if self.preview is None:
+        """Write a picture of the averaged model, and what its probe finds."""
+        if self.preview is None and self.probe is None:
             return
         self.ema.gather()
         if not self.accelerator.is_main_process:
             return
-        write_image(self.folder / "previews" / f"step-{done:08d}.png", self.preview(self.ema.denoiser))
+        if self.preview is not None:
+            write_image(self.folder / "previews" / f"step-{done:08d}.png", self.preview(self.ema.denoiser))
+        if self.probe is not None:
+            found = self.probe(self.ema.denoiser)
+            self.log.write({"step": done, **found})
+            self.accelerator.log(found, step=done)
 
     def _judge(self, done: int, best: float | None) -> float | None:
         """Measure the distance, keep the best model there has been, and return its distance."""
