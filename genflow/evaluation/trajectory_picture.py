@@ -30,7 +30,8 @@ COLOURS = ((49, 54, 149), (33, 145, 140), (120, 94, 170), (214, 90, 90), (236, 1
 CAPTION = (
     "Above: the paths of {seeds} seeds, the same for every model, along the direction in which they bend most; grey is"
     " the straight line from noise to image, which a straight flow stays on. Below: the clean images that each model"
-    " predicts on the way of the first {rows}: what one step gives at t = 1, the result at t = 0."
+    " predicts on the way of the first {rows}: what one step gives at t = 1, the result at t = 0. Figures are of these"
+    " seeds in {steps} steps."
 )
 
 
@@ -60,7 +61,9 @@ def draw(models: Mapping[str, Denoiser], seeds: Sequence[int], *, steps: int = 6
     low, high = float(values.min()), float(values.max())
     margin = max(0.06 * (high - low), 0.05)  # some, where no line moves
     across = min(len(models), ABREAST)
-    caption = textwrap.wrap(CAPTION.format(seeds=len(seeds), rows=min(ROWS, len(seeds))), width=across * 78)
+    caption = textwrap.wrap(
+        CAPTION.format(seeds=len(seeds), rows=min(ROWS, len(seeds)), steps=steps), width=across * 78 - 10
+    )
     rows = math.ceil(len(models) / ABREAST)
     size = (across * WIDTH, rows * CARD + 20 * len(caption) + 10)
     picture = Image.new("RGB", (size[0] * FINE, size[1] * FINE), "white")
