@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: help demo test lint clean
+.PHONY: help demo demo-reflow test lint clean
 
 help:
-	@echo "make demo   train on embedded digits, sample, measure, draw (a few minutes on two CPU cores)"
-	@echo "make test   run the tests"
-	@echo "make lint   check style and types"
-	@echo "make clean  remove the environment and caches"
+	@echo "make demo         train on embedded digits, sample, measure, draw (a few minutes on two CPU cores)"
+	@echo "make demo-reflow  make it straight: pairs, 2-RF++, one-step samples beside those from before"
+	@echo "make test         run the tests"
+	@echo "make lint         check style and types"
+	@echo "make clean        remove the environment and caches"
 
 .venv/.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("genflow needs Python 3.11 or newer: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
@@ -18,6 +19,9 @@ help:
 
 demo: .venv/.stamp
 	$(BIN)/genflow demo
+
+demo-reflow: .venv/.stamp
+	$(BIN)/genflow demo-reflow
 
 test: .venv/.stamp
 	$(BIN)/python -m pytest

@@ -51,13 +51,13 @@ def demo(arguments: Sequence[str], *, prog: str = "genflow demo") -> None:
     digits = Embedded.load("digits", device)
     count = len(digits.held_out)
     print(f"2/3  sampling {RANGES} times {count} images with each number of steps, and measuring")
-    results = {steps: digits.measure(denoiser, steps=steps, progress=_bar(steps)) for steps in STEPS}
+    results = {steps: digits.measure(denoiser, steps=steps, progress=bar(f"{steps} steps")) for steps in STEPS}
     sampled = time.perf_counter()
     print("3/3  drawing")
     for steps in STEPS:
         images = generate(denoiser, range(80), labels=[seed % 10 for seed in range(80)], steps=steps).cpu()
         write_image(config.folder / f"samples-{steps}.png", grid(images, 10, scale=6))
-    write_image(config.folder / "real.png", grid(_rows_of_each_class(digits.held_out), 10, scale=6))
+    write_image(config.folder / "real.png", grid(real_rows(digits.held_out), 10, scale=6))
     report = _report(
         denoiser, results, count, f"trained in {trained - started:.0f} s, sampled in {sampled - trained:.0f} s"
     )
@@ -66,11 +66,12 @@ def demo(arguments: Sequence[str], *, prog: str = "genflow demo") -> None:
     print(f"{config.folder / 'report.md'} shows this with the pictures; {config.folder / 'model'} is the model")
 
 
-def _bar(steps: int) -> Callable[[Iterable[int]], Iterable[int]]:
-    return lambda units: tqdm(units, desc=f"{steps} steps", unit="unit", leave=False)
+def bar(name: str) -> Callable[[Iterable[int]], Iterable[int]]:
+    """Return a progress bar of this name for measuring."""
+    return lambda units: tqdm(units, desc=name, unit="unit", leave=False)
 
 
-def _rows_of_each_class(data: ImageData, rows: int = 8) -> Tensor:
+def real_rows(data: ImageData, rows: int = 8) -> Tensor:
     """Return the first images of every class, row after row."""
     assert data.labels is not None
     places = [np.flatnonzero(data.labels == label)[:rows] for label in range(data.num_classes)]

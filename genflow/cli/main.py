@@ -29,6 +29,7 @@ commands:
   import WEIGHTS      turn published weights of EDM, rfpp or DiT into a model folder
   push RUN            share a model with its card on the Hugging Face hub
   demo                train on embedded digits, sample, measure, draw: a few minutes on a CPU
+  demo-reflow         make that model's flow straight, for one network call: some twenty minutes on a CPU
 
 examples:
   genflow train tiny-rf
@@ -44,8 +45,20 @@ examples:
 
 genflow COMMAND --help explains every option; genflow --version prints the version.
 """
-COMMANDS = ("train", "sample", "pairs", "fid", "stats", "straightness", "compare", "import", "push", "demo")
-RESUMABLE = ("train", "sample", "pairs", "demo")
+COMMANDS = (
+    "train",
+    "sample",
+    "pairs",
+    "fid",
+    "stats",
+    "straightness",
+    "compare",
+    "import",
+    "push",
+    "demo",
+    "demo-reflow",
+)
+RESUMABLE = ("train", "sample", "pairs", "demo", "demo-reflow")
 RESUMES = "stopped; the same command again continues from what is saved"
 
 
@@ -114,6 +127,10 @@ def _run(command: str, rest: list[str]) -> None:
             from genflow.cli.demo import demo
 
             demo(rest)
+        case "demo-reflow":
+            from genflow.cli.demo_reflow import demo_reflow
+
+            demo_reflow(rest)
         case _:
             close = difflib.get_close_matches(command, COMMANDS, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"

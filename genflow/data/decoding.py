@@ -154,11 +154,15 @@ def decode(encoded: bytes, name: str, decoding: Decoding) -> Decoded:
     resized = decoding.size is not None and flat.size != (decoding.size, decoding.size)
     if decoding.size is not None and resized:
         left, top = (flat.width - side) // 2, (flat.height - side) // 2
-        square = flat.crop((left, top, left + side, top + side))
-        flat = square.resize((decoding.size, decoding.size), Image.Resampling.BICUBIC)
+        flat = resize(flat.crop((left, top, left + side, top + side)), decoding.size)
     pixels = np.asarray(flat)
     pixels = pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
     return Decoded(pixels, codec, kind, (side, longest), resized)
+
+
+def resize(square: Image.Image, size: int) -> Image.Image:
+    """Return a square image with this side: bicubic, with antialiasing."""
+    return square.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def _flatten(image: Image.Image, encoded: bytes, name: str, decoding: Decoding) -> tuple[Image.Image, str]:

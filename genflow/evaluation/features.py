@@ -101,7 +101,7 @@ def load_features(
         device: where to compute.
         dtype: float32, or bfloat16 for speed, with networks that are large enough to need it.
         image_shape: channels, height and width of the images to come, which ``pixels`` and ``module:function`` need to
-            know; the other networks take images of many shapes.
+            know, and ``mnist5k`` if they are not 28x28; the other networks take images of many shapes, or of one.
 
     Raises:
         ValueError: an unknown name; or ``weights``, ``dtype`` or no ``image_shape`` with a network that is not so.
@@ -116,7 +116,9 @@ def load_features(
         case "digits" | "mnist5k":
             from genflow.evaluation.networks.digits import DigitFeatures
 
-            return DigitFeatures(name, device=device)
+            # images of digits are as small as they come, those of mnist5k are often made smaller
+            side = min(image_shape[1:]) if name == "mnist5k" and image_shape is not None else 0
+            return DigitFeatures(name, side=side, device=device)
         case "inception":
             from genflow.evaluation.networks.inception import InceptionFeatures
 

@@ -7,6 +7,7 @@ import pytest
 
 from genflow.assets import asset
 from genflow.data import embedded, load_images
+from genflow.data.decoding import Decoding
 from genflow.data.embedded import fingerprint
 
 SIZES = {"digits": (1198, 599, (1, 8, 8)), "mnist5k": (3333, 1667, (1, 28, 28))}
@@ -93,3 +94,18 @@ def test_missing_package_names_the_extra(name, module, monkeypatch, tmp_path):
     monkeypatch.setenv("GENFLOW_CACHE", str(tmp_path))
     with pytest.raises(RuntimeError, match=r'pip install "genflow\[demo\]"'):
         load_images(name)
+
+
+def test_mnist5k_is_made_smaller_as_files_are(tmp_path):
+    from PIL import Image
+
+    small = load_images("mnist5k", "test", decoding=Decoding(size=16))
+    whole = load_images("mnist5k", "test")
+    for k in range(3):
+        Image.fromarray(whole.images[k, 0]).save(tmp_path / f"{k}.png")
+    read = load_images(tmp_path, decoding=Decoding(size=16), cache=tmp_path / "cache")
+    assert small.image_shape == (1, 16, 16)
+    assert np.array_equal(small.images[:3], read.images)
+    assert np.array_equal(small.labels, whole.labels)
+    assert small.provenance.resize == read.provenance.resize == "bicubic antialiased 16x16"
+    assert small.fingerprint != whole.fingerprint

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, TypeVar, final
 
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -110,26 +111,29 @@ class DigitFeatures(FeatureNetwork):
 
     Args:
         name: which data set it was trained on.
+        side: of the images to come; 0 is that of the data set. Others are resized to it, bicubically.
         device: where to compute.
 
     Raises:
         ValueError: another name.
     """
 
-    def __init__(self, name: DigitName, *, device: torch.device | str = "cpu") -> None:
+    def __init__(self, name: DigitName, *, side: int = 0, device: torch.device | str = "cpu") -> None:
         if name not in ("digits", "mnist5k"):
             raise ValueError(f"no packaged classifier for {name!r}: it is digits or mnist5k")
         path = asset(f"features/{name}.safetensors")
-        self.identity = NetworkIdentity(
-            name=name, weights=sha256(path), resize="none", quantisation="uint8", dtype="float32", dims=64
-        )
-        self.device = torch.device(device)
         self.metadata = read_metadata(path)
         self._size = int(str(self.metadata["size"]))
+        self._side = side or self._size
+        resized = "none" if self._side == self._size else f"bicubic {self._side} to {self._size}"
+        self.identity = NetworkIdentity(
+            name=name, weights=sha256(path), resize=resized, quantisation="uint8", dtype="float32", dims=64
+        )
+        self.device = torch.device(device)
         self._network = _frozen(PlainNet(self._size), path).to(self.device)
 
     def outputs(self, images: Tensor) -> Outputs:
-        expected = (1, self._size, self._size)
+        expected = (1, self._side, self._side)
         if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(
                 f"the {self.name} network takes uint8 images (B, {expected[0]}, {expected[1]}, "
@@ -137,8 +141,14 @@ class DigitFeatures(FeatureNetwork):
                 "the inception features"
             )
         with full_precision(self.device):
-            vectors, logits = self._network(to_unit(images.to(self.device)))
+            vectors, logits = self._network(self._resized(to_unit(images.to(self.device))))
         return Outputs(vectors, logits=logits)
+
+    def _resized(self, x: Tensor) -> Tensor:
+        if self._side == self._size:
+            return x
+        size = (self._size, self._size)
+        return F.interpolate(x, size=size, mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
 
     def logits(self, images: Tensor) -> Tensor:
         """Unnormalised log-probabilities of the ten digits: (B, 1, H, W) uint8 to (B, 10).

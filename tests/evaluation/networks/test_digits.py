@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from genflow.assets import asset
+from genflow.data.decoding import Decoding
 from genflow.data.embedded import fingerprint
 from genflow.data.images import load_images
 from genflow.evaluation.features import load_features, sha256
@@ -154,3 +155,14 @@ def test_wrong_images_and_other_sets_are_refused():
         DigitFeatures("shapes")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="no packaged loss network"):
         load_loss_network("shapes")  # pyright: ignore[reportArgumentType]
+
+
+def test_smaller_digits_are_enlarged_and_still_read():
+    images = load_images("mnist5k", "test", decoding=Decoding(size=16))
+    network = load_features("mnist5k", image_shape=images.image_shape)
+    assert network.identity.resize == "bicubic 16 to 28"
+    read = network.logits(torch.from_numpy(images.images)).argmax(dim=1).numpy()
+    assert (read == images.labels).mean() > 0.98
+    with pytest.raises(ValueError, match=r"takes uint8 images \(B, 1, 16, 16\)"):
+        network.outputs(torch.zeros(1, 1, 28, 28, dtype=torch.uint8))
+    assert load_features("mnist5k", image_shape=(1, 28, 28)).identity == load_features("mnist5k").identity
