@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -61,7 +62,7 @@ def demo_reflow(arguments: Sequence[str], *, prog: str = "genflow demo-reflow") 
 
 def _report(models: dict[str, Denoiser], digits: Embedded, folder: Path, times: Sequence[float]) -> str:
     """Measure and draw both models, and return the figures and pictures as Markdown."""
-    took = [f"{after - before:.0f} s" for before, after in zip(times, times[1:], strict=False)]
+    took = [f"{after - before:.0f} s" for before, after in itertools.pairwise(times)]
     lines = [
         "# Rectified flow on handwritten digits, made straight",
         "",

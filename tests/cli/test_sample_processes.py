@@ -123,7 +123,7 @@ def test_every_launcher_is_believed(launcher, monkeypatch) -> None:
         check_launch(1)
 
 
-@pytest.mark.parametrize("command", ["compare", "import", "push", "demo"])
+@pytest.mark.parametrize("command", ["compare", "import", "push", "demo", "demo-reflow"])
 def test_what_one_process_does_is_refused_to_several(command, monkeypatch, capsys) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main([command, "x"]) == 2

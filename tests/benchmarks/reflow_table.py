@@ -1,0 +1,138 @@
+"""The tables of ``reflow.py``: what was measured beside what the paper reports."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+ARMS = {
+    "A": "plain 2-RF of the 1-RF: uniform t, squared L2",
+    "B": "plain 2-RF of the EDM teacher: uniform t, squared L2",
+    "C": "B with U-shaped t",
+    "D": "C with pseudo-Huber",
+    "F": "C with perceptual-Huber, over t",
+    "G": "F, fine-tuned on real pairs",
+}
+STEPS = {  # from, to: factor of one-step FID on CIFAR-10 in arXiv 2405.20320, Table 1, and what is aimed at
+    ("B", "C"): (0.72, None),
+    ("C", "D"): (1.01, None),
+    ("D", "F"): (0.64, None),
+    ("B", "F"): (0.47, 0.47),
+    ("A", "F"): (0.28, 0.28),
+    ("F", "G"): (0.91, None),
+}
+
+Record = dict[str, Any]
+
+
+def table(records: Sequence[Record], name: str, size: int) -> str:
+    """Return the report of all that is finished, as Markdown."""
+    title = f"{name} at {size}x{size}" if size else name
+    parts = [f"# Reflow on {title}\n", _teachers(records), _arms(records), _factors(records), _curves(records)]
+    parts += [_conditionings(records), _tuning(records), _cost(records)]
+    return "\n".join(part for part in parts if part)
+
+
+def _rows(head: str, rows: Sequence[str]) -> str:
+    return "\n".join([head, "|" + "---|" * (head.count("|") - 1), *rows, ""])
+
+
+def _of(records: Sequence[Record], purpose: str) -> list[Record]:
+    return [r for r in records if r.get("purpose") == purpose]
+
+
+def _one(record: Record) -> float:
+    return statistics.fmean(record["distances"]["1"])
+
+
+def _teachers(records: Sequence[Record]) -> str:
+    found = [r for r in records if "distances" in r and "model" in r]
+    rows = []
+    for r in sorted(found, key=lambda r: r["model"]):
+        distances = " | ".join(f"{statistics.fmean(r['distances'][k]):.2f}" for k in ("1", "2", "4", "18"))
+        minutes = f"{r['cpu_seconds'] / 60:.1f} | {r['pairs_cpu_seconds'] / 60:.1f}"
+        rows.append(f"| {r['model']} | {distances} | {r['gap']:.4f} | {minutes} |")
+    said = (
+        "Teachers: Fréchet distance to the held-out images by steps (Euler in one, else Heun); at 18 it is the pairs'."
+        " Gap: mean squared difference of one-step and 32-step images of the same seeds, in [-1, 1]."
+    )
+    said += f" Floor, which real training images score: {found[0]['floor']:.3f}.\n"
+    head = "| teacher | 1 step | 2 | 4 | 18 (pairs) | gap | CPU-minutes | of its pairs |"
+    return said + "\n" + _rows(head, rows)
+
+
+def _arms(records: Sequence[Record]) -> str:
+    pairs = {r["model"]: statistics.fmean(r["distances"]["18"]) for r in records if "pairs_cpu_seconds" in r}
+    rows = []
+    for arm, what in ARMS.items():
+        runs = sorted((r for r in _of(records, "table") if r["arm"] == arm), key=lambda r: r["seed"])
+        if not runs:
+            continue
+        ones = [_one(r) for r in runs]
+        mean = {k: statistics.fmean(statistics.fmean(r["distances"][k]) for r in runs) for k in ("1", "2", "4")}
+        own = pairs["tiny-rf" if arm == "A" else "tiny-edm"]
+        rest = {k: statistics.fmean(r[k] for r in runs) for k in ("memorising", "accuracy", "gap")}
+        rows.append(
+            f"| {arm} | {what} | {', '.join(f'{v:.2f}' for v in ones)} | **{mean['1']:.2f}** | {mean['1'] / own:.2f} x"
+            f" | {mean['2']:.2f} | {mean['4']:.2f} | {rest['memorising']:.2f} | {rest['accuracy']:.1%}"
+            f" | {rest['gap']:.4f} |"
+        )
+    head = (
+        "| arm | what | 1 step, by seed | mean | over its pairs' | 2 steps | 4 steps | memorising | asked class | gap |"
+    )
+    return "Arms, all in equally many steps, by Euler's rule:\n\n" + _rows(head, rows)
+
+
+def _factors(records: Sequence[Record]) -> str:
+    ones = {(r["arm"], r["seed"]): _one(r) for r in _of(records, "table")}
+    rows = []
+    for (first, second), (paper, aim) in STEPS.items():
+        found = [ones[second, s] / ones[first, s] for arm, s in sorted(ones) if arm == first and (second, s) in ones]
+        if found:
+            met = "" if aim is None else f"{'met' if statistics.fmean(found) <= aim else 'missed'} (at most {aim})"
+            spread = f"{min(found):.2f} to {max(found):.2f}"
+            rows.append(f"| {first} to {second} | {statistics.fmean(found):.2f} | {spread} | {paper} | {met} |")
+    head = "| step | factor of the one-step distance | over seeds | in the paper, CIFAR-10 | aim |"
+    return "What each step is worth, the same seed on both sides:\n\n" + _rows(head, rows)
+
+
+def _curves(records: Sequence[Record]) -> str:
+    rows = []
+    for arm in ARMS:
+        curves = [r["curve"] for r in _of(records, "table") if r["arm"] == arm]
+        if curves:
+            means = [statistics.fmean(points) for points in zip(*curves, strict=True)]
+            rows.append(f"| {arm} | {' | '.join(f'{v:.2f}' for v in means)} |")
+    said = "One-step distance on the way (one range of other seeds, mean over training seeds), by share of the steps:\n"
+    return said + "\n" + _rows("| arm | 20 % | 40 % | 60 % | 80 % | 100 % |", rows)
+
+
+def _conditionings(records: Sequence[Record]) -> str:
+    tried = _of(records, "conditioning")
+    names = list(dict.fromkeys(r["conditioning"] for r in tried))
+    distance = {(r["conditioning"], r["arm"]): r["distance"] for r in tried}
+    rows = [f"| {n} | {' | '.join(f'{distance[n, arm]:.2f}' for arm in 'BF' if (n, arm) in distance)} |" for n in names]
+    said = (
+        "What the network is told of t: one-step distance to the training images after half as many steps, one seed."
+        " Level is ln(noise level) / 4, clipped; unless it says so, students start from the EDM teacher's weights.\n"
+    )
+    return said + "\n" + _rows("| conditioning | B | F |", rows)
+
+
+def _tuning(records: Sequence[Record]) -> str:
+    tried = _of(records, "tuning")
+    rows = []
+    for arm in ARMS:
+        runs = sorted((r for r in tried if r["arm"] == arm), key=lambda r: r["rate"])
+        if runs:
+            found = [f"{r['rate']:g}: {r['distance']:.2f}" for r in runs]
+            rows.append(f"| {arm} | {', '.join(found)} |")
+    said = "Trials of learning rates, judged as conditionings are; the table has the best of each:\n"
+    return said + "\n" + _rows("| arm | distance by rate |", rows)
+
+
+def _cost(records: Sequence[Record]) -> str:
+    keys = ("cpu_seconds", "pairs_cpu_seconds", "measured_cpu_seconds")
+    hours = sum(r.get(key, 0.0) for r in records for key in keys) / 3600
+    return f"All of it took {hours:.1f} CPU-hours.\n"
