@@ -33,7 +33,7 @@ from genflow.data.augmentation import LABELS, Augmentation
 from genflow.data.decoding import Decoding
 from genflow.data.images import ImageData, load_images
 from genflow.data.loader import Ahead, ImageLoader
-from genflow.data.pairs import PairData, is_pairs, load_pairs
+from genflow.data.pairs import MOST_PAIRS, PairData, is_pairs, load_pairs
 from genflow.denoiser import Denoiser
 from genflow.evaluation.crossing import crossing_of_pairs
 from genflow.evaluation.features import load_features
@@ -62,7 +62,6 @@ from genflow.training.trainer import Loader, Trainer, make_accelerator, parts_of
 _AUGMENT = "backbone.conditioning.time.augment.weight"  # the UNet's kernel for augmentation labels
 EVALUATION_SEEDS = 2**40  # in-training distances draw from here on, far from the seeds people use
 PROBES = 64  # seeds, and pairs, that straightness is measured on beside previews
-MOST_PAIRS = 50_000  # whose images in-training distances are measured to
 
 
 def build_data(config: DataConfig) -> ImageData | PairData:
@@ -287,7 +286,7 @@ def build_trainer(config: Config) -> Trainer:
         augment=Augmentation(config.data.augment) if config.data.augment else None,
         preview=preview,
         probe=_Straightness(data) if isinstance(denoiser.schedule, Linear) else None,
-        evaluate=_Distance(data, config.data.path, accelerator.device) if config.train.evaluate_every else None,
+        evaluate=_Distance(data, config, accelerator.device) if config.train.evaluate_every else None,
         export=export,
     )
 
@@ -351,9 +350,11 @@ class _Straightness:
 class _Distance:
     """Fréchet distance to the training images: a model chosen by it has not seen the held-out ones."""
 
-    def __init__(self, data: ImageData | PairData, name: str, device: torch.device) -> None:
+    def __init__(self, data: ImageData | PairData, config: Config, device: torch.device) -> None:
         data = data.unpaired(MOST_PAIRS) if isinstance(data, PairData) else data
-        self.network = load_features(name if name in ("digits", "mnist5k") else "inception", device=device)
+        own = config.data.path if config.data.path in ("digits", "mnist5k") else "inception"
+        name = config.train.evaluate_features or own
+        self.network = load_features(name, device=device, image_shape=data.image_shape)
         self.count = min(len(data), 2000)
         self.reference = moments_of(FoundImages(data), self.network)
 

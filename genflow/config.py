@@ -184,6 +184,8 @@ class TrainConfig:
     """Checkpoints kept."""
     evaluate_every: Annotated[int, Field(ge=0)] = 0
     """Steps between Fréchet distances to the training images; the best model is kept in best/. 0 measures none."""
+    evaluate_features: str = ""
+    """Features of these distances, as genflow fid takes them; "" is digits' or mnist5k's own, else inception."""
     stop_after_bad: Positive = 20
     """Stop after this many steps in a row whose gradient was not finite (each is skipped)."""
     tracker: str = ""

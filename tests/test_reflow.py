@@ -216,3 +216,13 @@ def test_noise_that_has_no_seed_is_trained_on_too(tmp_path) -> None:
     trainer.fit()
     for batch in batches:
         assert torch.equal(batch.noise, torch.from_numpy(noise[batch.index.numpy()]).float())
+
+
+def test_students_are_judged_by_the_features_that_the_run_names(folder, tmp_path) -> None:
+    config = student(tmp_path, folder)
+    config = replace(config, train=replace(config.train, evaluate_every=4, evaluate_features="digits"))
+    trainer_of(config).fit()
+    logged = [json.loads(line) for line in (config.folder / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged if "frechet_train" in line] == [4, 8]
+    with pytest.raises(ValueError, match="no features called 'digit'"):
+        trainer_of(replace(config, name="other", train=replace(config.train, evaluate_features="digit")))

@@ -29,6 +29,7 @@ from genflow.cli.sides import (
     reading_of,
 )
 from genflow.config_files import parse_arguments
+from genflow.data.decoding import Decoding
 from genflow.data.images import load_images
 from genflow.evaluation.caveats import caveats, check_sizes, gaps, out_of_reach, same
 from genflow.evaluation.features import FeatureNetwork, load_features
@@ -154,7 +155,8 @@ def _measured(
             there = Gathered(moments=file.stats, spatial=None if spatial is None else lambda: spatial)
         beside = None
         if len(sides[0].ranges) > 1 and reference.data is not None:
-            beside = Beside.of(load_images(options.reference, "train"), reference.data, network)
+            size = Decoding(size=reference.data.image_shape[-1])
+            beside = Beside.of(load_images(options.reference, "train", decoding=size), reference.data, network)
         for side in sides:
             classes = side.ranges[0].classes
             progress = _bar(_how(side), team)

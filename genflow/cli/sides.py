@@ -15,6 +15,7 @@ from genflow.config import Config, DataConfig
 from genflow.config_files import load_config
 from genflow.data.decoding import Decoding
 from genflow.data.images import EMBEDDED, ImageData, Split, load_images
+from genflow.data.pairs import MOST_PAIRS, is_pairs, load_pairs
 from genflow.denoiser import Denoiser
 from genflow.evaluation.protocol import ImageSet, Sampling
 from genflow.evaluation.references import Reference, is_reference, load_reference
@@ -64,8 +65,8 @@ def reading_of(given: ReadingArguments, samples: str, reference: str) -> Decodin
     """Return how files are read: as asked for, else as the run of the model read its images."""
     how: ReadingArguments | DataConfig = given
     config = run_of(samples)
-    if given == ReadingArguments() and reference not in EMBEDDED and is_measured_model(samples) and config is not None:
-        how = config.data
+    if given == ReadingArguments() and is_measured_model(samples) and config is not None:
+        how = config.data if reference not in EMBEDDED or reference == config.data.path else given
     return Decoding(how.size or None, how.channels, how.background, how.scale_16_bit)
 
 
@@ -86,15 +87,24 @@ def read_reference(source: str, reading: Decoding, features: str) -> ReferenceSi
         file = load_reference(Path(source), features)
         return ReferenceSide(said=file.images, file=file)
     split: Split = "test" if source in EMBEDDED else "all"
-    data = load_images(source, split, decoding=reading)
+    data = read_images(source, split, reading)
     return ReferenceSide(said=said_of(data, split), data=data)
 
 
 def read_samples(source: str, reading: Decoding) -> Side:
     """Return images as samples: of an embedded set the part that is trained on."""
     split: Split = "train" if source in EMBEDDED else "all"
-    data = load_images(source, split, decoding=reading)
+    data = read_images(source, split, reading)
     return Side(said=said_of(data, split), ranges=[FoundImages(data)])
+
+
+def read_images(source: str, split: Split, reading: Decoding) -> ImageData:
+    """Return images of any source; of reflow pairs the first, at most 50,000, without their noise and labels."""
+    if not is_pairs(source):
+        return load_images(source, split, decoding=reading)
+    if reading != Decoding():
+        raise ValueError(f"{source} holds pairs, whose images are pixels already: leave the --data options out")
+    return load_pairs(source).unpaired(MOST_PAIRS)
 
 
 def said_of(data: ImageData, split: str) -> ImageSet:

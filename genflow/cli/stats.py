@@ -11,10 +11,10 @@ import tyro
 from tqdm import tqdm
 
 from genflow.cli.models import Team, join_processes
-from genflow.cli.sides import DTYPES, ReadingArguments, is_measured_model, said_of
+from genflow.cli.sides import DTYPES, ReadingArguments, is_measured_model, read_images, said_of
 from genflow.config_files import parse_arguments
 from genflow.data.decoding import Decoding
-from genflow.data.images import EMBEDDED, ImageData, Split, load_images
+from genflow.data.images import EMBEDDED, ImageData, Split
 from genflow.evaluation.blocks import BlockStats
 from genflow.evaluation.extraction import PixelDigest, Progress, SpatialMoments, VectorBlocks, pass_through
 from genflow.evaluation.features import load_features
@@ -109,7 +109,7 @@ def _images(options: StatsArguments) -> tuple[Split, ImageData]:
     default: Split = "test" if source in EMBEDDED else "all"
     split: Split = default if options.split == "auto" else options.split
     reading = Decoding(how.size or None, how.channels, how.background, how.scale_16_bit)
-    data = load_images(source, split, decoding=reading)
+    data = read_images(source, split, reading)
     if len(data) < 2:
         raise ValueError(f"{data.name} has one image, and a covariance needs at least 2")
     return split, data

@@ -19,6 +19,8 @@ from genflow.data.pair_files import MANIFEST, STORED, Manifest, Shard, read_mani
 from genflow.data.paths import expanded
 from genflow.sampling.noise import GENERATOR, generator_checksum, standard_normal
 
+MOST_PAIRS = 50_000  # whose images stand for all where distances are measured
+
 
 class Rows:
     """Arrays that count as one, in order: indexed by integers (M,), which copies; nothing else is read.

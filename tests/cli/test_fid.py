@@ -386,6 +386,26 @@ def test_a_run_is_measured_on_images_read_as_it_read_them(tmp_path, capsys) -> N
     assert "FD-12[digits,uint8,png] = " in shown
 
 
+def test_a_run_on_smaller_mnist5k_is_measured_at_its_size(capsys) -> None:
+    given = ["--data.path", "mnist5k", "--data.size", "16", "--train.evaluate-every", "1", "--name", "small16"]
+    assert main(["train", "tiny-edm", *TINY, *given]) == 0
+    result, _ = measured(capsys, "runs/small16", "mnist5k", "--num", 20, "--steps", 1)
+    assert result.protocol.reference.resize == "bicubic antialiased 16x16"
+    assert result.protocol.network.resize == "bicubic 16 to 28"
+    logged = [json.loads(line) for line in Path("runs/small16/log.jsonl").read_text().splitlines()]
+    assert any("frechet_train" in line for line in logged)
+
+
+def test_pairs_are_images_too(model, capsys) -> None:
+    assert main(["pairs", str(model), "--num", "40", "--steps", "1", "--out", "pairs"]) == 0
+    result, _ = measured(capsys, "pairs", "digits", "--features", "digits")
+    assert (result.protocol.samples.name, result.protocol.samples.n) == ("pairs", 40)
+    assert main(["stats", "pairs", "--features", "digits", "-o", "pairs.npz"]) == 0
+    same, _ = measured(capsys, "pairs", "pairs.npz", "--features", "digits")
+    assert abs(same.figures["fd"].value) < 1e-6
+    assert "leave the --data options out" in refused(capsys, "pairs", "digits", "--data.size", "8")
+
+
 @pytest.mark.slow
 def test_several_processes_print_once_what_one_would(model, tmp_path, capfd) -> None:
     def run(out: str, count: int) -> str:
