@@ -21,7 +21,8 @@ Train and sample image generators that need one, two or many network calls.
 commands:
   train RECIPE      train a model, or continue a run: the same command again resumes it
   sample MODEL      write images, one per seed
-  pairs TEACHER     make reflow pairs, one per seed, for a student to train on
+  pairs TEACHER     make reflow pairs, of seeds or of real images, for a student to train on
+  invert MODEL IMGS carry images back to noise: reconstruct them, translate them, draw what lies between
   fid SAMPLES REF   how far a model's samples, or images, are from a reference: figures with their protocol
   stats DATA        mean and covariance of a reference's features, as a file to give to fid
   compare FILES     rank what fid --out wrote, if it was measured alike
@@ -34,6 +35,8 @@ examples:
   genflow train tiny-edm --data.path photos/ --data.size 32 --name mine --optim.lr 3e-4
   genflow sample runs/tiny-rf/model --num 64 --steps 4 --out samples/
   genflow pairs runs/tiny-edm/model --num 10000 --out pairs/
+  genflow pairs runs/tiny-edm/model --invert digits --out real-pairs/
+  genflow invert runs/tiny-rf/model digits --to 3 8 --interpolate 10 --out inverted/
   genflow fid runs/tiny-rf/model digits --steps 1,2,4 --out result.json --report report.html
   genflow stats photos/ --data.size 64 -o photos.npz
   genflow compare before.json after.json
@@ -42,7 +45,7 @@ examples:
 
 genflow COMMAND --help explains every option; genflow --version prints the version.
 """
-COMMANDS = ("train", "sample", "pairs", "fid", "stats", "compare", "import", "push", "demo")
+COMMANDS = ("train", "sample", "pairs", "invert", "fid", "stats", "compare", "import", "push", "demo")
 RESUMABLE = ("train", "sample", "pairs", "demo")
 RESUMES = "stopped; the same command again continues from what is saved"
 
@@ -84,6 +87,10 @@ def _run(command: str, rest: list[str]) -> None:
             from genflow.cli.pairs import pairs
 
             pairs(rest)
+        case "invert":
+            from genflow.cli.invert import invert_images
+
+            invert_images(rest)
         case "fid":
             from genflow.cli.fid import fid
 
