@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from genflow.pictures import write_image as write_image
     from genflow.pipeline import GenflowPipeline as GenflowPipeline
     from genflow.sampling.generate import generate as generate
+    from genflow.sampling.inversion import decode as decode
+    from genflow.sampling.inversion import invert as invert
+    from genflow.sampling.inversion import slerp as slerp
+    from genflow.sampling.inversion import translate as translate
 
 _HOME = {
     "Denoiser": "genflow.denoiser",
@@ -28,6 +32,10 @@ _HOME = {
     "UNet": "genflow.nn.unet",
     "DiT": "genflow.nn.dit",
     "generate": "genflow.sampling.generate",
+    "invert": "genflow.sampling.inversion",
+    "decode": "genflow.sampling.inversion",
+    "translate": "genflow.sampling.inversion",
+    "slerp": "genflow.sampling.inversion",
     "asset": "genflow.assets",
     "grid": "genflow.pictures",
     "write_image": "genflow.pictures",

@@ -39,6 +39,14 @@ class Schedule(abc.ABC):
     def t_max(self) -> float:
         """The time of pure noise, where sampling starts."""
 
+    @property
+    def t_min(self) -> float:
+        """The time of hardly any noise, where the way back from images to noise starts.
+
+        The lowest above 0 that grids have, or a thousandth of ``t_max`` where that depends on the number of steps.
+        """
+        return 1e-3 * self.t_max
+
     @abc.abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
         """Return the share of the image at ``t``, of the shape of ``t``."""
@@ -124,6 +132,10 @@ class VE(Schedule):
     def t_max(self) -> float:
         return self.sigma_max
 
+    @property
+    def t_min(self) -> float:
+        return self.sigma_min
+
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
 
@@ -160,6 +172,10 @@ class VP(Schedule):
     @property
     def t_max(self) -> float:
         return 1.0
+
+    @property
+    def t_min(self) -> float:
+        return float(self.time_at(torch.tensor(self.level_min, dtype=torch.float64)))
 
     def _b(self, t: Tensor) -> Tensor:
         return self.beta_d / 2 * t**2 + self.beta_min * t
@@ -208,6 +224,10 @@ class DiscreteVP(Schedule):
     @property
     def t_max(self) -> float:
         return 1.0
+
+    @property
+    def t_min(self) -> float:
+        return 1 / self.count
 
     @property
     def count(self) -> int:

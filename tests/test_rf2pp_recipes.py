@@ -1,6 +1,7 @@
 """The recipes of 2-RF++: what they hold is what the paper says, and those of the ablation differ in that alone."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 
 from genflow.build import build_denoiser
 from genflow.build_objective import build_times
+from genflow.cli.image_pairs import PAPER_CALLS
+from genflow.cli.pair_options import PairsArguments
 from genflow.config import Config, LPIPSConfig, LPIPSHuberConfig
-from genflow.config_files import find_recipe, load_config, to_flat
+from genflow.config_files import find_recipe, load_config, parse_arguments, to_flat
 from genflow.nn.unet import unet_preset
 from genflow.objectives import UShaped
 from genflow.parameterizations import Karras
@@ -105,6 +108,17 @@ def test_the_expected_figures_stand_at_the_head(name: str) -> None:
     assert f"Published FID-50k: {table[name]} in 1 step" in head
     assert "arXiv 2405.20320" in head
     assert "not run by us yet" in head
+
+
+def test_the_last_of_the_ablation_says_how_its_pairs_are_made() -> None:
+    """Of EDM's network and the training images, in 128 calls, where the run looks for them."""
+    head = find_recipe("rf2pp-cifar10-g").read_text(encoding="utf-8")
+    (given,) = re.findall(r"^#   genflow pairs (.*)$", head, flags=re.MULTILINE)
+    options = parse_arguments(PairsArguments, given.split(), prog="genflow pairs", about="")
+    assert (options.model, options.invert) == (load("rf2pp-cifar10-f").init, "hf:uoft-cs/cifar10")
+    assert options.out == load("rf2pp-cifar10-g").data.path
+    assert (options.sampler, options.steps, PAPER_CALLS) == ("default", 0, 128)
+    assert re.findall(r"^#   genflow train (.*)$", head, flags=re.MULTILINE) == ["rf2pp-cifar10-g"]
 
 
 def test_only_the_last_three_of_the_ablation_perceive() -> None:

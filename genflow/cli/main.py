@@ -21,7 +21,8 @@ Train and sample image generators that need one, two or many network calls.
 commands:
   train RECIPE        train a model, or continue a run: the same command again resumes it
   sample MODEL        write images, one per seed
-  pairs TEACHER       make reflow pairs, one per seed, for a student to train on
+  pairs TEACHER       make reflow pairs, of seeds or of real images, for a student to train on
+  invert MODEL IMAGES carry images back to noise: reconstruct them, translate them, draw what lies between
   fid SAMPLES REF     how far a model's samples, or images, are from a reference: figures with their protocol
   stats DATA          mean and covariance of a reference's features, as a file to give to fid
   straightness MODEL  how straight flows are, before and after reflow; drawn by --picture
@@ -29,13 +30,15 @@ commands:
   import WEIGHTS      turn published weights of EDM, rfpp or DiT into a model folder
   push RUN            share a model with its card on the Hugging Face hub
   demo                train on embedded digits, sample, measure, draw: a few minutes on a CPU
-  demo-reflow         make that model's flow straight, for one network call: some twenty minutes on a CPU
+  demo-reflow         make that model's flow straight, for one network call: some ten minutes on a CPU
 
 examples:
   genflow train tiny-rf
   genflow train tiny-edm --data.path photos/ --data.size 32 --name mine --optim.lr 3e-4
   genflow sample runs/tiny-rf/model --num 64 --steps 4 --out samples/
   genflow pairs runs/tiny-edm/model --num 10000 --out pairs/
+  genflow pairs runs/tiny-edm/model --invert digits --out real-pairs/
+  genflow invert runs/tiny-rf/model digits --to 3 8 --interpolate 10 --out inverted/
   genflow fid runs/tiny-rf/model digits --steps 1,2,4 --out result.json --report report.html
   genflow stats photos/ --data.size 64 -o photos.npz
   genflow straightness runs/teacher/model runs/student/model --pairs pairs/ --picture paths.png
@@ -46,17 +49,8 @@ examples:
 genflow COMMAND --help explains every option; genflow --version prints the version.
 """
 COMMANDS = (
-    "train",
-    "sample",
-    "pairs",
-    "fid",
-    "stats",
-    "straightness",
-    "compare",
-    "import",
-    "push",
-    "demo",
-    "demo-reflow",
+    *("train", "sample", "pairs", "invert", "fid", "stats", "straightness"),
+    *("compare", "import", "push", "demo", "demo-reflow"),
 )
 RESUMABLE = ("train", "sample", "pairs", "demo", "demo-reflow")
 RESUMES = "stopped; the same command again continues from what is saved"
@@ -99,6 +93,10 @@ def _run(command: str, rest: list[str]) -> None:
             from genflow.cli.pairs import pairs
 
             pairs(rest)
+        case "invert":
+            from genflow.cli.invert import invert_images
+
+            invert_images(rest)
         case "fid":
             from genflow.cli.fid import fid
 

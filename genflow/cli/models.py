@@ -78,6 +78,17 @@ def load_model(path: str, device: torch.device) -> Denoiser:
     return denoiser
 
 
+def picture_shape(denoiser: Denoiser, otherwise: str) -> tuple[int, int, int]:
+    """Return (C, H, W) of the pictures that a model draws.
+
+    Raises ``ValueError`` for one of latents; ``otherwise`` says what they are not, and what to do.
+    """
+    channels, height, width = denoiser.image_shape
+    if channels not in (1, 3):
+        raise ValueError(f"this model draws latents of {channels} channels, {otherwise}")
+    return channels, height, width
+
+
 def weights_hash(denoiser: nn.Module) -> str:
     """Return the sha256 of all weights, in the order of their names: which model it is, whatever file it came from."""
     digest = hashlib.sha256()

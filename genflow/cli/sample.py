@@ -58,12 +58,16 @@ def sample(arguments: Sequence[str], *, prog: str = "genflow sample") -> None:
     )
     if options.num < 1:
         raise ValueError(f"--num must be at least 1, got {options.num}")
-    from genflow.cli.models import join_processes, load_model, weights_hash
+    from genflow.cli.models import join_processes, load_model, picture_shape, weights_hash
     from genflow.sampling.generate import choose_times, generate, network_calls
 
     team = join_processes(options.device)
     denoiser = load_model(options.model, team.device)
-    _check_pictures(denoiser.image_shape)
+    picture_shape(
+        denoiser,
+        'not pictures: draw them from Python by genflow.generate(model, seeds, output="float") and decode them with'
+        " their autoencoder",
+    )
     sampler = denoiser.sampler if options.sampler == "default" else options.sampler
     steps = options.steps or denoiser.steps
     choose_times(denoiser, steps, None)  # refuses what cannot be before anything is written
@@ -131,15 +135,6 @@ def _show(folder: Path, seeds: range, columns: int, picture: str) -> None:
     files = [_file(folder, seed) for seed in seeds if _file(folder, seed).is_file()]
     images = torch.stack([read_image(file) for file in files])
     write_image(picture, grid(images, columns, scale=max(1, 48 // images.shape[-1])))
-
-
-def _check_pictures(shape: Sequence[int]) -> None:
-    """Refuse models whose output is not a picture."""
-    if shape[0] not in (1, 3):
-        raise ValueError(
-            f"this model draws latents of {shape[0]} channels, not pictures: draw them from Python by"
-            ' genflow.generate(model, seeds, output="float") and decode them with their autoencoder'
-        )
 
 
 def _file(folder: Path, seed: int) -> Path:

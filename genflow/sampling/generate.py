@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -43,9 +43,45 @@ def generate(
     Raises ``ValueError`` for labels out of range, guidance without labels, a grid that does not fall to 0, unknown
     samplers and empty seeds.
     """
-    listed = _check_request(denoiser, seeds, labels, x, batch_size)
+    _check_request(denoiser, seeds, x, batch_size)
     run = find_sampler(sampler or denoiser.sampler)
     grid = choose_times(denoiser, steps, times)
+
+    def begin(part: slice, noise: SeededNoise) -> Tensor:
+        return denoiser.schedule.sigma(grid[0]).float() * noise(0) if x is None else x[part]
+
+    return carry(
+        denoiser,
+        run,
+        grid,
+        seeds,
+        begin=begin,
+        finish=lambda images: _finish(images, output),
+        labels=list_labels(denoiser, labels, len(seeds)),
+        guidance=guidance,
+        guidance_interval=guidance_interval,
+        batch_size=batch_size,
+    )
+
+
+def carry(
+    denoiser: Denoiser,
+    run: Sampler,
+    times: Tensor,
+    seeds: Sequence[int],
+    *,
+    begin: Callable[[slice, SeededNoise], Tensor],
+    finish: Callable[[Tensor], Tensor],
+    labels: Sequence[int] | None,
+    guidance: float = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
+    batch_size: int,
+) -> Tensor:
+    """Carry one state per seed from ``times[0]`` to ``times[-1]``, batch by batch, with the network in evaluation mode.
+
+    ``begin(part, noise)`` gives the states at ``times[0]`` of the seeds in ``part``, and ``finish`` makes what is kept
+    of those at ``times[-1]``: (B, C, H, W) both. ``labels`` in [0, num_classes], one per seed, or None.
+    """
     device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
     batches: list[Tensor] = []
     training = denoiser.training
@@ -53,17 +89,12 @@ def generate(
     try:
         for start in range(0, len(seeds), batch_size):
             part = slice(start, start + batch_size)
-            y = None if listed is None else torch.tensor(listed[part], device=device)
+            y = None if labels is None else torch.tensor(labels[part], device=device)
             denoise = guided(denoiser, y, scale=guidance, interval=guidance_interval)
             noise = SeededNoise([operator.index(seed) for seed in seeds[part]], denoiser.image_shape, device)
             with torch.no_grad():
-                state = (
-                    x[part].to(device, torch.float32)
-                    if x is not None
-                    else denoiser.schedule.sigma(grid[0]).float() * noise(0)
-                )
-                images = run(denoise, denoiser.schedule, state, grid, noise)
-                batches.append(_finish(images, output))
+                state = begin(part, noise).to(device, torch.float32)
+                batches.append(finish(run(denoise, denoiser.schedule, state, times, noise)))
     finally:
         denoiser.train(training)
     return torch.cat(batches)
@@ -122,23 +153,27 @@ def choose_times(denoiser: Denoiser, steps: int | None, times: Sequence[float] |
     return grid
 
 
-def _check_request(
-    denoiser: Denoiser, seeds: Sequence[int], labels: int | Sequence[int] | None, x: Tensor | None, batch_size: int
-) -> list[int] | None:
-    """Return one label per seed, or None."""
+def _check_request(denoiser: Denoiser, seeds: Sequence[int], x: Tensor | None, batch_size: int) -> None:
     if len(seeds) == 0:
         raise ValueError("no seeds: give at least one, one image is made per seed")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if x is not None and tuple(x.shape) != (len(seeds), *denoiser.image_shape):
         raise ValueError(f"x must be {(len(seeds), *denoiser.image_shape)}, one state per seed, got {tuple(x.shape)}")
+
+
+def list_labels(denoiser: Denoiser, labels: int | Sequence[int] | None, count: int) -> list[int] | None:
+    """Return one label for each of ``count`` seeds, or None.
+
+    Raises ``ValueError`` for labels out of range, another number of them, and a model without classes.
+    """
     if labels is None:
         return None
     if denoiser.num_classes == 0:
         raise ValueError("this model has no classes: leave the labels out")
-    listed = [labels] * len(seeds) if isinstance(labels, int) else [operator.index(label) for label in labels]
-    if len(listed) != len(seeds):
-        raise ValueError(f"{len(listed)} labels for {len(seeds)} seeds: give one label for all, or one per seed")
+    listed = [labels] * count if isinstance(labels, int) else [operator.index(label) for label in labels]
+    if len(listed) != count:
+        raise ValueError(f"{len(listed)} labels for {count} seeds: give one label for all, or one per seed")
     for label in listed:
         if not 0 <= label <= denoiser.num_classes:
             raise ValueError(

@@ -3,7 +3,7 @@
 Each takes ``denoise(x_t, t, s)``, which gives the clean image seen from state ``x_t`` at time ``t`` on the way to
 ``s``; the schedule; the state ``x`` (B, C, H, W) at ``times[0]``; the grid ``times`` (steps + 1,), decreasing, float64
 on the CPU, so that no step waits for a device; and ``noise(k)``, the k-th draw of standard normal noise (draw 0 made
-``x``).
+``x``). ``euler`` and ``heun`` follow increasing grids, too, from a time above 0: back to the noise (see ``inversion``).
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ def heun(
 ) -> Tensor:
     """Second order: the trapezoid rule, two calls a step but one in the step to 0: ``2 steps - 1`` calls.
 
-    Along a path ``dx = clean d(alpha) + noise d(sigma)``; both integrands are averaged over the ends of the step. On
-    ``VE`` this is EDM's Heun, on ``Linear`` rectified flow's. ``churn`` adds and removes fresh noise as EDM does, at
+    Along a path ``dx = clean d(alpha) + noise d(sigma)``; both integrands are averaged over the ends of the step, but
+    where one end has no noise or, upwards, no image (alpha = 0), the step is Euler's. On ``VE`` this is EDM's Heun, on
+    ``Linear`` rectified flow's. ``churn`` adds and removes fresh noise as EDM does, at
     noise levels in ``[churn_min, churn_max]``: the level is first raised by ``min(churn / steps, sqrt(2) - 1)`` of
     itself with noise of std ``churn_noise``. Source: arXiv 2206.00364, algorithm 2, ``S_churn, S_tmin, S_tmax,
     S_noise``.
@@ -68,7 +69,7 @@ def heun(
             x, t = _raise_noise(schedule, x, t, level * (1 + gain), churn_noise * noise(k + 1))
         clean = denoise(x, t, s)
         x_s = schedule.move(x, clean, t, s)
-        if s > 0:
+        if s > 0 and schedule.alpha(s) > 0:
             clean_s = denoise(x_s, s, s)
             turn = schedule.noise_in(x_s, clean_s, s) - schedule.noise_in(x, clean, t)
             x_s = x_s + expand((schedule.alpha(s) - schedule.alpha(t)) / 2, x) * (clean_s - clean)

@@ -1,0 +1,40 @@
+"""Real images to be carried to a model's noise: read in the model's shape, with classes that it knows."""
+
+from __future__ import annotations
+
+from genflow.cli.sides import ReadingArguments, reading_of
+from genflow.data.images import ImageData, Split, load_images
+from genflow.denoiser import Denoiser
+
+
+def read_for(denoiser: Denoiser, model: str, source: str, split: Split, reading: ReadingArguments) -> ImageData:
+    """Return images of the shape that ``denoiser``, saved at ``model``, draws; read as its run read its own.
+
+    Raises ``ValueError`` for images of another shape, and for what ``load_images`` refuses.
+    """
+    data = load_images(source, split, decoding=reading_of(reading, model, source))
+    if data.image_shape != denoiser.image_shape:
+        (channels, height, width), (own, *size) = data.image_shape, denoiser.image_shape
+        raise ValueError(
+            f"the images of {data.name} are {height}x{width} of {channels} channels, and this model's"
+            f" {size[0]}x{size[1]} of {own}: files in a folder or zip are converted by --data.size {size[0]}"
+            f" --data.channels {own}"
+        )
+    return data
+
+
+def own_labels(denoiser: Denoiser, data: ImageData) -> list[int] | None:
+    """Return each image's class, as the model counts them; None for a model without classes.
+
+    Raises ``ValueError`` for images without labels, and for more classes than the model has.
+    """
+    if denoiser.num_classes == 0:
+        return None
+    if data.labels is None:
+        raise ValueError(f"this model has classes, and the images of {data.name} no labels: give --labels none")
+    if data.num_classes > denoiser.num_classes:
+        raise ValueError(
+            f"the images of {data.name} have {data.num_classes} classes, and this model {denoiser.num_classes}: give"
+            " --labels none"
+        )
+    return data.labels.tolist()
