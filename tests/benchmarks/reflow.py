@@ -53,7 +53,9 @@ from genflow.denoiser import Denoiser
 from genflow.evaluation.embedded import Embedded
 from genflow.evaluation.measurement import Wanted, gather
 from genflow.evaluation.sources import FoundImages
+from genflow.pixels import to_unit
 from genflow.sampling.generate import generate
+from genflow.sampling.inversion import decode, invert
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
@@ -164,6 +166,24 @@ class Study:
         check(genflow([*command, *source]))
         return {"model": "real pairs", "cpu_seconds": time.process_time() - started}
 
+    def inversion(self) -> dict[str, Any]:
+        """Carry held-out images to noise and back in as few calls: by the teacher, and by arm F of every seed."""
+        started = time.process_time()
+        runs = [r for r in self.records() if r.get("purpose") == "table" and r["arm"] == "F"]
+        names = [Run(**{f.name: r[f.name] for f in dataclasses.fields(Run)}).name for r in runs]
+        images = self.embedded().held_out
+        x, labels = to_unit(torch.from_numpy(images.images[:256])), images.labels[:256].tolist()
+        found: dict[str, Any] = {"model": "inversion"}
+        for name in ["tiny-edm", *names]:
+            model = Denoiser.from_pretrained(self.out / name / "model")
+            for calls in (2, 4, 8):
+                noise = invert(model, x, labels=labels, sampler="euler", steps=calls)
+                back = decode(model, noise, labels=labels, sampler="euler", steps=calls, output="float")
+                kind = "teacher" if name == "tiny-edm" else "F"
+                found.setdefault(f"{kind} {calls}", []).append(float((back - x).square().mean()))
+            found.setdefault(f"{kind} norm", []).append(float(noise.square().mean()))
+        return found | {"cpu_seconds": time.process_time() - started}
+
     def config(self, run: Run) -> Config:
         """Return the configuration of a run: the arms differ in what is named here, and in nothing else."""
         base, setting = self.base("tiny-reflow"), self.setting
@@ -252,6 +272,26 @@ class Study:
         """Return all that is finished."""
         return [json.loads(line) for line in self.kept.read_text().splitlines()] if self.kept.exists() else []
 
+    def is_done(self, job: Run | str) -> bool:
+        """Tell whether a job has its record."""
+        if isinstance(job, str):
+            return job in [r.get("model") for r in self.records()]
+        return asdict(job) in [{f.name: r.get(f.name) for f in dataclasses.fields(Run)} for r in self.records()]
+
+    def lacks(self, job: Run | str) -> bool:
+        """Tell whether what others start from has gone since, as with a folder for temporary files; models are not kept
+        with the records.
+        """
+        match job:
+            case Run(arm="F", purpose="table", name=name):
+                return not (self.out / name / "model").is_dir()
+            case "tiny-edm" | "tiny-rf":
+                return not ((self.out / job / "model").is_dir() and self.pairs(job).is_dir())
+            case "real pairs":
+                return not (self.out / "pairs-real").is_dir()
+            case _:
+                return False
+
     def best_conditioning(self) -> str:
         """Return the conditioning with the least distance at arm F."""
         tried = [r for r in self.records() if r.get("purpose") == "conditioning" and r["arm"] == "F"]
@@ -306,21 +346,21 @@ def work(setting: str, out: str, job: Run | str) -> dict[str, Any]:
                 return study.train(job)
             case "real pairs":
                 return study.real_pairs()
+            case "inversion":
+                return study.inversion()
             case _:
                 return study.teacher(job)
 
 
 def do(study: Study, jobs: Iterable[Run | str], processes: int) -> None:
     """Do the jobs that are not done yet, so many at a time, and keep each record at once."""
-    records = study.records()
-    fields = [f.name for f in dataclasses.fields(Run)]
-    done = [{k: r.get(k) for k in fields} for r in records]
-    names = [r.get("model") for r in records]
-    left = [job for job in jobs if (job not in names if isinstance(job, str) else asdict(job) not in done)]
+    left = [job for job in jobs if not study.is_done(job) or study.lacks(job)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        running = [pool.submit(work, study.setting.name, str(study.out.parent), job) for job in left]
+        running = {pool.submit(work, study.setting.name, str(study.out.parent), job): job for job in left}
         for finished in as_completed(running):
             record = finished.result()
+            if study.is_done(running[finished]):  # made anew only because its model was gone
+                continue
             with study.kept.open("a") as file:
                 file.write(json.dumps(record) + "\n")
             print({k: v for k, v in record.items() if k != "curve"}, flush=True)
@@ -332,16 +372,14 @@ def main() -> None:
     parser.add_argument("data", choices=list(SETTINGS))
     parser.add_argument("--out", default=tempfile.gettempdir() + "/genflow-reflow", help="folder for the runs")
     parser.add_argument("--processes", type=int, default=2, help="runs side by side, of one thread each")
-    parser.add_argument("--until", type=int, default=100, help="stop after so many stages")
     options = parser.parse_args()
     study = Study(SETTINGS[options.data], Path(options.out))
-    do(study, ["tiny-edm", "tiny-rf"], options.processes)
-    for number, stage in enumerate(stages(study)):
-        if number >= options.until:
-            return
-        if number == 3:
-            do(study, ["real pairs"], 1)
-        do(study, stage, options.processes)
+    if not study.is_done("inversion"):
+        do(study, ["tiny-edm", "tiny-rf"], options.processes)
+        for stage in stages(study):
+            do(study, ["real pairs"] if any(run.arm == "G" for run in stage) else [], 1)
+            do(study, stage, options.processes)
+        do(study, ["inversion"], 1)
     text = table(study.records(), study.setting.name, study.setting.size)
     (RESULTS / f"reflow-{options.data}.md").write_text(text)
     print(text)

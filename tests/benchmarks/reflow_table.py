@@ -29,7 +29,14 @@ Record = dict[str, Any]
 def table(records: Sequence[Record], name: str, size: int) -> str:
     """Return the report of all that is finished, as Markdown."""
     title = f"{name} at {size}x{size}" if size else name
-    parts = [f"# Reflow on {title}\n", _teachers(records), _arms(records), _factors(records), _curves(records)]
+    parts = [
+        f"# Reflow on {title}\n",
+        _teachers(records),
+        _arms(records),
+        _factors(records),
+        _curves(records),
+        _inversion(records),
+    ]
     parts += [_conditionings(records), _tuning(records), _cost(records)]
     return "\n".join(part for part in parts if part)
 
@@ -106,6 +113,22 @@ def _curves(records: Sequence[Record]) -> str:
             rows.append(f"| {arm} | {' | '.join(f'{v:.2f}' for v in means)} |")
     said = "One-step distance on the way (one range of other seeds, mean over training seeds), by share of the steps:\n"
     return said + "\n" + _rows("| arm | 20 % | 40 % | 60 % | 80 % | 100 % |", rows)
+
+
+def _inversion(records: Sequence[Record]) -> str:
+    found = next((r for r in records if r.get("model") == "inversion"), None)
+    if found is None:
+        return ""
+    rows = []
+    for kind, title in (("teacher", "EDM teacher"), ("F", "2-RF++ (F)")):
+        errors = (", ".join(f"{v:.4f}" for v in found[f"{kind} {calls}"]) for calls in (2, 4, 8))
+        norms = ", ".join(f"{v:.3f}" for v in found[f"{kind} norm"])
+        rows.append(f"| {title} | {' | '.join(errors)} | {norms} |")
+    said = (
+        "Mean squared error, in [-1, 1], of 256 held-out images carried to noise and back by Euler's rule, so many"
+        " calls each way (by seed), and mean square of the noise of 8 calls, which is 1 for true noise:\n"
+    )
+    return said + "\n" + _rows("| model | 2 + 2 | 4 + 4 | 8 + 8 | mean square |", rows)
 
 
 def _conditionings(records: Sequence[Record]) -> str:
