@@ -3,7 +3,7 @@
 A flow is an ODE, and runs both ways: ``invert`` follows it from an image to noise, ``decode`` from noise to an image
 again. Under the same label that returns the image as well as the solver follows the flow, under another it translates
 the image, and between the noises of two images lie others (``slerp``). Straight flows need few steps for it.
-Source: "Improving the Training of Rectified Flows", arXiv 2405.20320, section 5.4.
+Source: "Improving the Training of Rectified Flows", arXiv 2405.20320, figures 5 and 6.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def invert(
     ``inversion_calls``. ``steps``, by default the model's, is the number of intervals of ``rising_times``; ``times``
     gives the grid itself instead, rising to ``t_max``. The network is never called at ``t_max`` on ``Linear``, where
     nothing is left of the image.
-    Source: arXiv 2405.20320, section 5.4, and the authors' code, whose grid and blend these are.
+    Source: the code of arXiv 2405.20320, whose grid and blend these are on ``Linear``.
 
     Raises ``ValueError`` for images of another shape or kind, labels out of range, a grid that does not rise from
     above 0 to ``t_max``, and samplers that do not follow the flow both ways.
@@ -121,7 +121,7 @@ def translate(
     """Return images (N, C, H, W), uint8, carried to noise under ``labels`` and back under the labels ``to``.
 
     With ``to`` the same as ``labels`` these are reconstructions. Everything else is as in ``invert`` and ``decode``.
-    Source: arXiv 2405.20320, section 5.4, which takes 4 steps to noise and 2 back.
+    Source: arXiv 2405.20320, figure 6, which takes 4 steps to noise and 2 back.
     """
     noise = invert(denoiser, images, labels=labels, sampler=sampler, steps=steps, batch_size=batch_size)
     return decode(denoiser, noise, labels=to, sampler=decode_sampler, steps=decode_steps, batch_size=batch_size)
@@ -132,7 +132,7 @@ def slerp(first: Tensor, second: Tensor, weights: Sequence[float] | Tensor) -> T
 
     ``sin((1 - w) a) / sin(a) first + sin(w a) / sin(a) second``, where a is the angle between the two as vectors; their
     lengths are left as they are. Noises along one line, which have no arc, are mixed linearly.
-    Sources: "Animating Rotation with Quaternion Curves", SIGGRAPH 1985; arXiv 2405.20320, section 5.4.
+    Sources: "Animating Rotation with Quaternion Curves", SIGGRAPH 1985; the code of arXiv 2405.20320.
 
     Raises ``ValueError`` for noises of two shapes.
     """

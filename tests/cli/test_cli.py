@@ -98,7 +98,7 @@ TINY = ("--backbone.width", "16", "--train.steps", "2", "--train.batch-size", "8
     ("arguments", "said"),
     [
         ("trian", ["unknown command 'trian'", "did you mean train?"]),
-        ("zzz", ["there are train, sample, pairs, fid, "]),
+        ("zzz", ["there are train, sample, pairs, invert, fid, "]),
         ("train", ["name a recipe first", "tiny-rf"]),
         ("train tiny-edn", ["there is no recipe or file 'tiny-edn'", "did you mean tiny-edm?"]),
         ("train tiny-edm stray", ["stray"]),
