@@ -30,7 +30,7 @@ def from_images(teacher: Denoiser, options: PairsArguments) -> tuple[Manifest, M
     """
     shape = teacher_shape(teacher)
     _check_options(options)
-    sampler = "euler" if options.sampler == "default" else options.sampler
+    sampler = "heun" if options.sampler == "default" else options.sampler
     steps = options.steps or (PAPER_CALLS if sampler == "euler" else PAPER_CALLS // 2)
     calls = inversion_calls(teacher.schedule, sampler, steps)
     times = rising_times(teacher.schedule, steps).tolist()

@@ -39,7 +39,7 @@ class PairsArguments:
     """Steps of the solver; 0 is the model's default, and at least 18 (35 calls) of heun on schedule VE; for --invert,
     those of 128 calls, as in 2-RF++."""
     sampler: Literal["default", "euler", "heun", "dpmpp_2m"] = "default"
-    """Solver; the default is the model's, and heun on schedule VE; euler for --invert."""
+    """Solver; the default is the model's, and heun on schedule VE and for --invert."""
     guidance: float = 1.0
     """Scale of classifier-free guidance; 1 is none, as in the papers."""
     data: ReadingArguments = field(default_factory=ReadingArguments)

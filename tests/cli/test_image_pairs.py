@@ -120,21 +120,21 @@ def test_a_pair_is_the_image_and_its_noise(model, photos, tmp_path) -> None:
     assert (again.int() - torch.from_numpy(data.images[index]).int()).abs().float().mean() < 8
 
 
-def test_the_default_is_euler_in_128_calls(model, photos, tmp_path) -> None:
+def test_the_default_is_heun_in_128_calls(model, photos, tmp_path) -> None:
     given = ["pairs", str(model), "--invert", str(photos), "--num", "3", "--out", str(tmp_path / "out")]
     assert main(given) == 0
     said = json.loads((tmp_path / "out" / "manifest.json").read_text())
     made = said["made"]
-    assert (made["sampler"], made["steps"], made["network_calls"]) == ("euler", 128, 128)
-    assert (len(made["times"]), made["times"][0], made["times"][-1]) == (129, 0.002, 80.0)
+    assert (made["sampler"], made["steps"], made["network_calls"]) == ("heun", 64, 128)
+    assert (len(made["times"]), made["times"][0], made["times"][-1]) == (65, 0.002, 80.0)
     assert made["blend"] == {"time": 0.002, "generator": "philox4x64-10/box-muller/1"}
     assert made["teacher"]["weights"] == weights_hash(Denoiser.from_pretrained(model))
     assert made["images"] == {"fingerprint": load_images(photos).fingerprint, "count": COUNT}
     assert made["labels"] == "the images' own"
     assert (said["generator"], said["count"], said["first_seed"], said["num_classes"]) == ("stored", 3, 0, 3)
-    assert main([*given[:-1], str(tmp_path / "heun"), "--sampler", "heun"]) == 0
-    made = json.loads((tmp_path / "heun" / "manifest.json").read_text())["made"]
-    assert (made["steps"], made["network_calls"]) == (64, 128)
+    assert main([*given[:-1], str(tmp_path / "euler"), "--sampler", "euler"]) == 0
+    made = json.loads((tmp_path / "euler" / "manifest.json").read_text())["made"]
+    assert (made["steps"], made["network_calls"]) == (128, 128)
 
 
 def test_classes_can_be_left_out(model, photos, tmp_path) -> None:
