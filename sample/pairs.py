@@ -2,7 +2,7 @@
 
     python sample/pairs.py runs/tiny-edm/model --num 10000 --out pairs/
     torchrun --nproc_per_node 8 -- sample/pairs.py models/edm-cifar10 --num 1000000 --out pairs/
-    python sample/pairs.py runs/tiny-edm/model --invert digits --out real-pairs/    # of images, and the noise they lead to
+    python sample/pairs.py runs/tiny-edm/model --invert digits --out real-pairs/    # noise of images
     python train/rectified_flow.py RECIPE --data.path pairs/ --init runs/tiny-edm/model
 
 What is there already is kept, and a larger --num adds to it; --help lists every option.

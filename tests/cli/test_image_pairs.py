@@ -100,7 +100,7 @@ def test_a_set_that_grew_is_the_one_made_at_once(model, photos, whole, tmp_path,
     assert len(load_pairs(tmp_path / "out")) == 70
     assert main(command(model, photos, tmp_path / "out")) == 0
     assert files(tmp_path / "out") == whole
-    assert f"{COUNT} pairs, 2 network calls each; train on them by --data.path" in capsys.readouterr().out
+    assert f"{COUNT} pairs, 4 network calls each; train on them by --data.path" in capsys.readouterr().out
 
 
 def test_a_pair_is_the_image_and_its_noise(model, photos, tmp_path) -> None:
