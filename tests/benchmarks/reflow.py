@@ -59,7 +59,6 @@ from genflow.sampling.inversion import decode, invert
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
-RATES = (5e-4, 1e-3, 2e-3)
 REAL_RATES = (3e-5, 1e-4, 3e-4)  # of the fine-tuning on real pairs, which is short and gentle
 CHOSEN_BY = 2**32  # first seed of the samples that trials are judged by
 CONDITIONINGS: dict[str, KarrasConfig] = {
@@ -84,11 +83,20 @@ class Setting:
     steps: int
     real_steps: int
     pairs: int
+    rates: tuple[float, ...]  # that every arm is tried with
 
 
 SETTINGS = {
     "digits": Setting(
-        name="digits", size=0, width=32, multipliers=(1, 2), teacher_steps=2000, steps=1500, real_steps=75, pairs=20_000
+        name="digits",
+        size=0,
+        width=32,
+        multipliers=(1, 2),
+        teacher_steps=2000,
+        steps=1500,
+        real_steps=75,
+        pairs=20_000,
+        rates=(5e-4, 1e-3, 2e-3),
     ),
     "mnist5k": Setting(
         name="mnist5k",
@@ -99,6 +107,7 @@ SETTINGS = {
         steps=1000,
         real_steps=50,
         pairs=10_000,
+        rates=(1e-3, 2e-3, 4e-3),
     ),
 }
 
@@ -325,7 +334,7 @@ def stages(study: Study) -> Iterator[list[Run]]:
     ]
     yield trial
     best = study.best_conditioning()
-    for arms, rates in (("ABCDF", RATES), ("G", REAL_RATES)):
+    for arms, rates in (("ABCDF", study.setting.rates), ("G", REAL_RATES)):
         yield [
             Run(arm=arm, conditioning=best, rate=rate, seed=100 if arm != "G" else 0, purpose="tuning")
             for arm, rate in itertools.product(arms, rates)
