@@ -53,3 +53,11 @@ def test_measured_tables_are_quoted_word_for_word(result: str) -> None:
     rows = [line for line in measured.splitlines() if line.startswith("|")]
     assert rows
     assert all(row in README for row in rows), os.linesep.join(row for row in rows if row not in README)
+
+
+def test_what_is_quoted_of_the_table_of_reflow_was_measured() -> None:
+    measured = (ROOT / "tests" / "benchmarks" / "results" / "reflow-digits.md").read_text(encoding="utf-8")
+    section = README.split("### Reflow, part by part")[1].split("\n### ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    assert len(rows) >= 15
+    assert all(row in measured for row in rows)
