@@ -6,6 +6,7 @@ from oracles import PointNetwork
 from torch import Tensor
 
 from genflow.denoiser import Denoiser
+from genflow.evaluation.straightness import straightness
 from genflow.objectives import Batch, LPIPSHuber, Regression, SquaredL2, UShaped, VelocityResidual
 from genflow.parameterizations import Conditioning, Karras
 from genflow.sampling import generate
@@ -56,6 +57,9 @@ def test_it_learns_to_generate_in_one_step(row: Karras, scale: float) -> None:
     objective = train(row, scale)
     assert error(objective, 1) < 0.06
     assert error(objective, 4) < 0.03
+    flow = straightness(objective.denoiser, range(512))
+    assert flow.straightness.value < 0.001
+    assert flow.one_step_gap.value < 0.005
     objective.metric = SquaredL2()
     with torch.no_grad():
         in_pairs, permuted = (float(objective(pairs(4096, permuted=p), 0).mean()) for p in (False, True))
@@ -77,3 +81,6 @@ def test_permuted_pairs_teach_one_step_to_draw_the_mean() -> None:
     made = generate(objective.denoiser, range(2000), steps=1, output="float")
     assert made.square().mean().sqrt() < 0.1  # the mean image is 0; those of the pairs have 0.6
     assert error(objective, 1) > 0.4
+    flow = straightness(objective.denoiser, range(512))  # of a plain rectified flow, which reflow would straighten
+    assert flow.straightness.value > 0.1
+    assert flow.one_step_gap.value > 0.3
