@@ -18,14 +18,13 @@ from genflow.denoiser import Denoiser
 from genflow.evaluation.embedded import Embedded
 from genflow.evaluation.measurement import RANGES, Measured
 from genflow.evaluation.straightness import straightness
-from genflow.evaluation.trajectory_picture import draw
+from genflow.evaluation.trajectory_picture import PATHS, draw
 from genflow.files import write_text
 from genflow.pictures import grid, write_image
 from genflow.sampling.generate import generate
 
 PAIRS = 20_000
 STEPS = (1, 2, 32)
-PATHS = 16  # seeds whose paths are drawn
 ABOUT = (
     "Train rectified flow on embedded digits, make pairs with it, train 2-RF++ on them, then sample both in one step,"
     " measure and draw. Takes the model of genflow demo, if that is there, and leaves one for it if not."

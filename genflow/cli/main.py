@@ -30,7 +30,7 @@ commands:
   import WEIGHTS      turn published weights of EDM, rfpp or DiT into a model folder
   push RUN            share a model with its card on the Hugging Face hub
   demo                train on embedded digits, sample, measure, draw: a few minutes on a CPU
-  demo-reflow         make that model's flow straight, for one network call: some ten minutes on a CPU
+  demo-reflow         make that model's flow straight, for one network call: ten CPU-minutes
 
 examples:
   genflow train tiny-rf

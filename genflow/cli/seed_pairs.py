@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from genflow.cli.pair_options import SOLVERS, Make, PairsArguments, Unit, said_of, teacher_shape
@@ -21,6 +22,8 @@ def from_seeds(teacher: Denoiser, options: PairsArguments) -> tuple[Manifest, Ma
     Raises ``ValueError`` for teachers of latents or without a solver, for labels that they have not, and for what
     ``generate`` refuses.
     """
+    if not math.isfinite(options.guidance):
+        raise ValueError(f"--guidance must be finite, got {options.guidance}")
     shape, labels = teacher_shape(teacher), _rule(teacher, options)
     sampler, steps = choose_solver(teacher, options.sampler, options.steps)
     made: dict[str, Any] = {

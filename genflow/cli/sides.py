@@ -102,9 +102,13 @@ def read_images(source: str, split: Split, reading: Decoding) -> ImageData:
     """Return images of any source; of reflow pairs the first, at most 50,000, without their noise and labels."""
     if not is_pairs(source):
         return load_images(source, split, decoding=reading)
-    if reading != Decoding():
-        raise ValueError(f"{source} holds pairs, whose images are pixels already: leave the --data options out")
-    return load_pairs(source).unpaired(MOST_PAIRS)
+    pairs = load_pairs(source)
+    if reading not in (Decoding(), Decoding(size=pairs.image_shape[-1])):
+        raise ValueError(
+            f"{source} holds pairs of {pairs.image_shape}, whose images are pixels already: leave the --data options"
+            " out"
+        )
+    return pairs.unpaired(MOST_PAIRS)
 
 
 def said_of(data: ImageData, split: str) -> ImageSet:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from genflow.data.pairs import PairData
     from genflow.denoiser import Denoiser
 
-PATHS = 16  # seeds whose paths are drawn
 ABOUT = (
     "Measure how straight models carry noise to images, on any schedule, in the coordinates of the linear path."
     " straightness: the mean square of velocity minus that of the straight line, per value; 0 is straight, and then one"
@@ -54,7 +53,7 @@ def straightness(arguments: Sequence[str], *, prog: str = "genflow straightness"
     _check(options)
     from genflow.cli.models import choose_device, load_model
     from genflow.data.pairs import load_pairs
-    from genflow.evaluation.trajectory_picture import draw
+    from genflow.evaluation.trajectory_picture import PATHS, draw
     from genflow.files import write_text
     from genflow.pictures import write_image
 

@@ -36,7 +36,14 @@ def crossing(
     Source: "Flow Straight and Fast", arXiv 2209.03003, theorem on the straightening effect.
 
     ``labels`` (M,) int64; None means no class. Costs ``steps`` network calls a batch.
+
+    Raises ``ValueError`` for no couples, other noise than one for each image, and less than 1 step.
     """
+    if len(x) == 0 or x.shape != noise.shape or steps < 1:
+        raise ValueError(
+            f"give at least one image, noise of its shape and at least one step, got {tuple(x.shape)},"
+            f" {tuple(noise.shape)} and {steps}"
+        )
     device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
     found: list[Tensor] = []
     for k in range(0, len(x), batch_size):

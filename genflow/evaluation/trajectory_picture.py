@@ -16,6 +16,7 @@ from genflow.evaluation.straightness import measure
 from genflow.evaluation.trajectories import Trajectories, trajectories
 from genflow.pixels import quantize
 
+PATHS = 16  # seeds to draw: lines that can still be told apart
 COLUMNS = 9  # clean images along a path, at even times from 1 to 0
 ROWS = 3  # seeds whose images are shown
 ABREAST = 3  # models beside each other

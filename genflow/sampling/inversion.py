@@ -9,6 +9,7 @@ Source: "Improving the Training of Rectified Flows", arXiv 2405.20320, figures 5
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Sequence
 from typing import Literal
 
@@ -154,9 +155,11 @@ def rising_times(schedule: Schedule, steps: int) -> Tensor:
 
     It is the schedule's own: the coarsest whose times above ``t_min`` are as many as steps. On ``Linear`` that is
     [0.001, 1/N, 2/N, ..., 1], on ``VE`` sigma_min and up.
+
+    Raises ``ValueError`` for less than 1 step, ``TypeError`` for a number that is no integer.
     """
     low = schedule.t_min
-    grids = (schedule.times(count) for count in itertools.count(steps))
+    grids = (schedule.times(count) for count in itertools.count(operator.index(steps)))
     own = next(times for grid in grids if len(times := grid[grid > 1.000001 * low]) == steps)
     return torch.cat([own, own.new_tensor([low])]).flip(0)
 
@@ -213,5 +216,7 @@ def _check_images(denoiser: Denoiser, images: Tensor) -> None:
         )
     if images.dtype == torch.uint8:
         return
-    if not images.is_floating_point() or not images.isfinite().all():
-        raise ValueError(f"images must be uint8, or finite numbers in [-1, 1], got {images.dtype}")
+    if not images.is_floating_point():
+        raise ValueError(f"images must be uint8, or floating point in [-1, 1], got {images.dtype}")
+    if not images.isfinite().all():
+        raise ValueError("images must be finite: some of their values are infinite or not a number")

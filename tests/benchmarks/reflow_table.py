@@ -94,7 +94,8 @@ def _arms(records: Sequence[Record]) -> str:
     head = (
         "| arm | what | 1 step, by seed | mean | over its pairs' | 2 steps | 4 steps | memorising | asked class | gap |"
     )
-    return "Arms, all in equally many steps, by Euler's rule:\n\n" + _rows(head, rows)
+    said = "Arms, all in equally many steps, but G, which has a twentieth more; sampled by Euler's rule:\n"
+    return said + "\n" + _rows(head, rows)
 
 
 def _factors(records: Sequence[Record]) -> str:
@@ -134,12 +135,14 @@ def _inversion(records: Sequence[Record]) -> str:
     if found is None:
         return ""
     rows = []
-    for kind, title in (("teacher", "EDM teacher"), ("F", "2-RF++ (F)")):
+    kinds = [key.removesuffix(" norm") for key in found if key.endswith(" norm")]
+    for kind in kinds:
+        title = "2-RF++ (F), Euler" if kind == "F" else f"EDM {kind}"
         errors = (", ".join(f"{v:.4f}" for v in found[f"{kind} {calls}"]) for calls in (2, 4, 8))
         norms = ", ".join(f"{v:.3f}" for v in found[f"{kind} norm"])
         rows.append(f"| {title} | {' | '.join(errors)} | {norms} |")
     said = (
-        "Mean squared error, in [-1, 1], of 256 held-out images carried to noise and back by Euler's rule, so many"
+        "Mean squared error, in [-1, 1], of 256 held-out images carried to noise and back, at most so many"
         " calls each way (by seed), and mean square of the noise of 8 calls, which is 1 for true noise:\n"
     )
     return said + "\n" + _rows("| model | 2 + 2 | 4 + 4 | 8 + 8 | mean square |", rows)

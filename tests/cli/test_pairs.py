@@ -267,3 +267,11 @@ def test_a_teacher_without_classes_makes_pairs_without_labels(tmp_path) -> None:
     data = made(tmp_path / "model", tmp_path / "out")
     assert (data.labels, data.num_classes) == (None, 0)
     assert data.manifest.made["labels"] == "none"
+
+
+def test_guidance_that_is_no_number_leaves_no_manifest_behind(model, tmp_path, capsys) -> None:
+    command = ["pairs", str(model), "--num", "5", "--steps", "1", "--out", str(tmp_path / "out")]
+    assert main([*command, "--guidance", "nan"]) == 2
+    assert "--guidance must be finite, got nan" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(command) == 0

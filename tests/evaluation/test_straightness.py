@@ -189,3 +189,10 @@ def test_crossing_of_a_model_is_its_velocity_error_and_does_not_depend_on_batche
 def test_what_cannot_be_measured_is_refused(given, said) -> None:
     with pytest.raises(ValueError, match=said):
         straightness(counting_denoiser(Linear()), **({"seeds": range(2)} | given))
+
+
+@pytest.mark.parametrize(("count", "steps"), [(2, 0), (0, 4)])
+def test_a_crossing_of_nothing_is_refused(count, steps) -> None:
+    x = torch.zeros(count, 1, 2, 2)
+    with pytest.raises(ValueError, match="at least one image, noise of its shape and at least one step"):
+        crossing(counting_denoiser(Linear()), x, x, steps=steps)

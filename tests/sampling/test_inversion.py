@@ -267,8 +267,8 @@ def test_bad_requests(options: dict, message: str) -> None:
         (torch.zeros(3, 1, 4, 5), r"images must be .*4, 4.*, got \(3, 1, 4, 5\)"),
         (torch.zeros(1, 4, 4), "images must be"),
         (torch.zeros(0, 1, 4, 4), "images must be"),
-        (torch.zeros(3, 1, 4, 4, dtype=torch.int32), "uint8, or finite numbers"),
-        (torch.full((3, 1, 4, 4), math.nan), "finite"),
+        (torch.zeros(3, 1, 4, 4, dtype=torch.int32), "uint8, or floating point"),
+        (torch.full((3, 1, 4, 4), math.nan), "must be finite"),
     ],
 )
 def test_bad_images(images: Tensor, message: str) -> None:
@@ -317,3 +317,9 @@ def test_lengths_are_not_normalised_and_lines_are_followed() -> None:
     assert slerp(a, 0 * a, [0.5]).tolist() == [[[[1.0, 0.0]]]]
     with pytest.raises(ValueError, match="one shape"):
         slerp(a, torch.zeros(1, 3), [0.5])
+
+
+@pytest.mark.parametrize(("steps", "error"), [(1.5, TypeError), (0, ValueError)])
+def test_a_number_of_steps_that_is_none_is_refused_at_once(steps, error) -> None:
+    with pytest.raises(error):
+        rising_times(Linear(), steps)
