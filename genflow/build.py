@@ -15,16 +15,19 @@ from torch import Tensor, nn
 from genflow.build_objective import build_objective as build_objective
 from genflow.config import (
     Config,
+    ConvertedConfig,
     CosineConfig,
     DataConfig,
     DiscreteVPConfig,
     DiTConfig,
     KarrasConfig,
     LinearConfig,
+    ParameterizationConfig,
     PredictCleanConfig,
     PredictNoiseConfig,
     PredictVConfig,
     PredictVelocityConfig,
+    ScheduleConfig,
     UNetConfig,
     VEConfig,
     VPConfig,
@@ -46,6 +49,7 @@ from genflow.nn.dit import DiT
 from genflow.nn.unet import UNet
 from genflow.parameterizations import (
     Conditioning,
+    Converted,
     Karras,
     Parameterization,
     PredictClean,
@@ -142,9 +146,9 @@ def build_backbone(
             )
 
 
-def build_schedule(config: Config) -> Schedule:
+def build_schedule(config: ScheduleConfig) -> Schedule:
     """Return the schedule."""
-    match config.schedule:
+    match config:
         case VEConfig(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho):
             return VE(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
         case VPConfig(beta_d=beta_d, beta_min=beta_min):
@@ -157,9 +161,9 @@ def build_schedule(config: Config) -> Schedule:
             return Linear()
 
 
-def build_parameterization(config: Config) -> Parameterization:
+def build_parameterization(config: ParameterizationConfig) -> Parameterization:
     """Return the parameterization."""
-    match config.parameterization:
+    match config:
         case PredictNoiseConfig():
             return PredictNoise()
         case PredictCleanConfig():
@@ -170,11 +174,13 @@ def build_parameterization(config: Config) -> Parameterization:
             return PredictVelocity()
         case KarrasConfig(sigma_data=sigma_data, level_min=low, level_max=high, conditioning=chosen):
             return Karras(sigma_data=sigma_data, level_min=low, level_max=high, conditioning=Conditioning(chosen))
+        case ConvertedConfig(schedule=schedule, row=row):
+            return Converted(schedule=build_schedule(schedule), row=build_parameterization(row))
 
 
 def build_denoiser(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> Denoiser:
     """Return a fresh denoiser, or one that starts from the weights of ``config.init``."""
-    schedule, parameterization = build_schedule(config), build_parameterization(config)
+    schedule, parameterization = build_schedule(config.schedule), build_parameterization(config.parameterization)
     _check_pair(config)
     torch.manual_seed(config.seed)
     denoiser = Denoiser(
@@ -215,7 +221,8 @@ def _check_pair(config: Config) -> None:
         case VEConfig(), KarrasConfig(conditioning="time"):
             why = "with conditioning time needs t in [0, 1], and that of schedule VE is a noise level: use level"
         case LinearConfig(), PredictNoiseConfig():
-            why = "needs alpha > 0, which schedule Linear lacks at t = 1: use PredictVelocity or Karras"
+            why = "needs alpha > 0, which schedule Linear lacks at t = 1: use PredictVelocity or Karras, or Converted"
+            why += " with the weights of a model that predicts noise on a schedule of its own"
         case _:
             return
     raise ValueError(f"parameterization {config.parameterization.type} {why}")

@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
+from genflow.config_method import ConvertedConfig as ConvertedConfig
 from genflow.config_method import CosineConfig as CosineConfig
 from genflow.config_method import DiscreteVPConfig as DiscreteVPConfig
 from genflow.config_method import KarrasConfig as KarrasConfig

@@ -21,6 +21,7 @@ from genflow.nn.unet import UNet
 from genflow.parameterizations import (
     Conditioning,
     ConsistencyKarras,
+    Converted,
     Karras,
     Parameterization,
     PredictClean,
@@ -220,7 +221,12 @@ def _weight_dtype(module: nn.Module) -> torch.dtype:
 
 
 def _describe(part: Schedule | Parameterization) -> dict[str, Any]:
-    return {"class": type(part).__name__, "arguments": dataclasses.asdict(part)}  # pyright: ignore[reportArgumentType]
+    match part:
+        case Converted(schedule=schedule, row=row):  # of parts, which asdict would leave without their names
+            arguments = {"schedule": _describe(schedule), "row": _describe(row)}
+        case _:
+            arguments = dataclasses.asdict(part)  # pyright: ignore[reportArgumentType]
+    return {"class": type(part).__name__, "arguments": arguments}
 
 
 def _describe_backbone(backbone: nn.Module) -> dict[str, Any]:
@@ -276,6 +282,9 @@ def _build_parameterization(part: dict[str, Any]) -> Parameterization:
             return Karras(**{**arguments, "conditioning": chosen})
         case "ConsistencyKarras":
             return ConsistencyKarras(**arguments)
+        case "Converted":
+            schedule, row = arguments["schedule"], arguments["row"]
+            return Converted(schedule=_build_schedule(schedule), row=_build_parameterization(row))
         case other:
             raise ValueError(f"unknown parameterization {other}: the folder was written by a newer genflow")
 
