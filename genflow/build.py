@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from genflow.build_objective import build_objective as build_objective
+from genflow.build_start import load_start, load_weights, misreading
 from genflow.config import (
     Config,
     ConvertedConfig,
@@ -63,7 +67,6 @@ from genflow.schedules import VE, VP, Cosine, DiscreteVP, Linear, Schedule, line
 from genflow.training.agreement import agree
 from genflow.training.trainer import Loader, Trainer, make_accelerator, parts_of
 
-_AUGMENT = "backbone.conditioning.time.augment.weight"  # the UNet's kernel for augmentation labels
 EVALUATION_SEEDS = 2**40  # in-training distances draw from here on, far from the seeds people use
 PROBES = 64  # seeds, and pairs, that straightness is measured on beside previews
 
@@ -178,8 +181,17 @@ def build_parameterization(config: ParameterizationConfig) -> Parameterization:
             return Converted(schedule=build_schedule(schedule), row=build_parameterization(row))
 
 
-def build_denoiser(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> Denoiser:
-    """Return a fresh denoiser, or one that starts from the weights of ``config.init``."""
+def build_denoiser(
+    config: Config,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    warn: Callable[[str], object] = warnings.warn,
+) -> Denoiser:
+    """Return a fresh denoiser, or one that starts from the weights of ``config.init``.
+
+    ``warn`` is handed one line if these weights meant something else where they come from.
+    """
     schedule, parameterization = build_schedule(config.schedule), build_parameterization(config.parameterization)
     _check_pair(config)
     torch.manual_seed(config.seed)
@@ -194,23 +206,16 @@ def build_denoiser(config: Config, image_shape: tuple[int, int, int], num_classe
     )
     resumes = any((config.folder / "checkpoints").glob("step-*"))
     if config.init and not resumes:
-        source = _load_start(config.init)
+        source = load_start(config.init)
         if is_pairs(config.data.path) and source.image_shape != denoiser.image_shape:
             raise ValueError(
                 f"init {config.init} makes images {source.image_shape}, and the pairs of {config.data.path} are"
                 f" {denoiser.image_shape}: start from their teacher, or from another model of such images"
             )
         load_weights(denoiser, source)
+        if found := misreading(source, denoiser):
+            warn(f"init {config.init}: {found}")
     return denoiser
-
-
-def _load_start(init: str) -> Denoiser:
-    """Load the model to start from: of the hub only by ``hf:``, so that a run's file tells what it was anywhere."""
-    if init.startswith("hf:"):
-        return Denoiser.from_pretrained(init.removeprefix("hf:"))
-    if not Path(init).is_dir():
-        raise ValueError(f"init {init} is not a folder: give a saved model's, or hf:OWNER/NAME for one on the hub")
-    return Denoiser.from_pretrained(init)
 
 
 def _check_pair(config: Config) -> None:
@@ -228,59 +233,18 @@ def _check_pair(config: Config) -> None:
     raise ValueError(f"parameterization {config.parameterization.type} {why}")
 
 
-def load_weights(denoiser: Denoiser, source: Denoiser) -> None:
-    """Copy the weights of ``source``.
-
-    If its classes differ in number, the class table starts anew but for "no class"; if only one of the two reads
-    augmentation labels, those weights start at 0 or are left out, for the same function of images without any.
-    Raises ``ValueError`` naming the weights that do not fit.
-    """
-    given, wanted = source.state_dict(), denoiser.state_dict()
-    if _AUGMENT not in given and _AUGMENT in wanted:
-        given[_AUGMENT] = torch.zeros_like(wanted[_AUGMENT])
-    elif _AUGMENT in given and _AUGMENT not in wanted:
-        del given[_AUGMENT]
-    if source.num_classes != denoiser.num_classes:
-        for name, fresh in wanted.items():
-            old = given.get(name)
-            rows = (source.num_classes + 1, denoiser.num_classes + 1)
-            if old is not None and (len(old), len(fresh)) == rows and old.shape[1:] == fresh.shape[1:]:
-                given[name] = torch.cat([fresh[:-1], old[-1:]])  # the last row is "no class"
-            elif old is None and source.num_classes == 0 and len(fresh) == denoiser.num_classes + 1:
-                given[name] = fresh  # a table where there was none
-        if denoiser.num_classes == 0:  # and none where there was one
-            given = {k: v for k, v in given.items() if k in wanted or len(v) != source.num_classes + 1}
-    wrong = [k for k in {*given, *wanted} if k not in given or k not in wanted or given[k].shape != wanted[k].shape]
-    if wrong:
-        raise ValueError(
-            f"the model to start from has another network: {len(wrong)} of its weights do not fit, such as"
-            f" {min(wrong)}; give [backbone] the values that its config.json lists"
-        )
-    _check_arguments(denoiser, source)
-    denoiser.load_state_dict(given)
-
-
-def _check_arguments(denoiser: Denoiser, source: Denoiser) -> None:
-    """Refuse networks whose weights have the same shapes and which compute something else, such as other heads."""
-    given, wanted = (dict(d.config["network"]["arguments"]) for d in (source, denoiser))
-    if given.get("fourier_scale") and wanted.get("fourier_scale"):  # the frequencies come with the weights
-        given["fourier_scale"] = wanted["fourier_scale"]
-    free = {"num_classes", "augment_dim", "dropout", "image_size"}
-    other = [name for name in given if name in wanted and name not in free and given[name] != wanted[name]]
-    if other:
-        raise ValueError(
-            f"the model to start from has another network: {other[0]} is"
-            f" {given[other[0]]} there and {wanted[other[0]]} here; give [backbone] what its config.json lists"
-        )
-
-
 def build_trainer(config: Config) -> Trainer:
     """Return a trainer that is ready to ``fit``; raises before anything is written if the parts do not fit together."""
     accelerator = make_accelerator(config)
     parts_of(config.train, accelerator.num_processes)  # refuses a batch that cannot be shared before images are read
     data = build_data(config.data)
     agree("the training images", {"their fingerprint": data.fingerprint}, accelerator)
-    denoiser = build_denoiser(config, data.image_shape, data.num_classes)
+    denoiser = build_denoiser(
+        config,
+        data.image_shape,
+        data.num_classes,
+        warn=lambda text: accelerator.print(f"warning: {text}", file=sys.stderr),
+    )
     objective = build_objective(config, denoiser)
     if isinstance(data, PairData) and not data.complete and not config.data.pairs:
         accelerator.print(f"{data.name}: {len(data)} of {data.manifest.count} pairs are there; {data.advice}")
