@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from genflow.build_objective import build_objective as build_objective
-from genflow.build_start import load_start, load_weights, misreading
+from genflow.build_start import check_pairs, load_start, load_weights, misreading
 from genflow.config import (
     Config,
     ConvertedConfig,
@@ -74,14 +74,15 @@ PROBES = 64  # seeds, and pairs, that straightness is measured on beside preview
 def build_data(config: DataConfig) -> ImageData | PairData:
     """Return the training images, or pairs; without labels if the configuration does not want classes.
 
-    Raises ``ValueError`` for pairs that are to be anything else than they are, and a number of pairs of no pairs.
+    Raises ``ValueError`` for pairs that are to be anything else than they are, and for options of pairs without any.
     """
     if is_pairs(config.path):
         _check_plain(config)
         pairs = load_pairs(config.path, config.pairs)
         return pairs if config.classes else replace(pairs, labels=None, class_names=())
-    if config.pairs:
-        raise ValueError(f"data.pairs goes with a folder that genflow pairs writes, and {config.path} is none")
+    if config.pairs or config.any_teacher:
+        given = "data.pairs" if config.pairs else "data.any_teacher"
+        raise ValueError(f"{given} goes with a folder that genflow pairs writes, and {config.path} is none")
     decoding = Decoding(
         size=config.size or None,
         channels=config.channels,
@@ -94,7 +95,7 @@ def build_data(config: DataConfig) -> ImageData | PairData:
 
 def _check_plain(config: DataConfig) -> None:
     """Refuse what would part images from their noise: pairs are trained on as they are."""
-    plain = DataConfig(path=config.path, pairs=config.pairs, classes=config.classes)
+    plain = DataConfig(path=config.path, pairs=config.pairs, any_teacher=config.any_teacher, classes=config.classes)
     given = [f.name for f in fields(config) if getattr(config, f.name) != getattr(plain, f.name)]
     if given:
         raise ValueError(
@@ -186,11 +187,14 @@ def build_denoiser(
     image_shape: tuple[int, int, int],
     num_classes: int,
     *,
+    pairs: PairData | None = None,
     warn: Callable[[str], object] = warnings.warn,
 ) -> Denoiser:
     """Return a fresh denoiser, or one that starts from the weights of ``config.init``.
 
-    ``warn`` is handed one line if these weights meant something else where they come from.
+    Of ``pairs`` to train on it remembers the teacher. ``warn`` is handed one line if the weights meant something else
+    where they come from. Raises ``ValueError`` for parts that do not go together, for weights that do not fit, and for
+    pairs of other images than the model's, or of another teacher than ``config.data`` allows.
     """
     schedule, parameterization = build_schedule(config.schedule), build_parameterization(config.parameterization)
     _check_pair(config)
@@ -203,15 +207,13 @@ def build_denoiser(
         num_classes=num_classes,
         sampler=config.sample.sampler,
         steps=config.sample.steps,
+        teacher="" if pairs is None else pairs.manifest.teacher,
     )
     resumes = any((config.folder / "checkpoints").glob("step-*"))
     if config.init and not resumes:
         source = load_start(config.init)
-        if is_pairs(config.data.path) and source.image_shape != denoiser.image_shape:
-            raise ValueError(
-                f"init {config.init} makes images {source.image_shape}, and the pairs of {config.data.path} are"
-                f" {denoiser.image_shape}: start from their teacher, or from another model of such images"
-            )
+        if pairs is not None:
+            check_pairs(config, source, pairs)
         load_weights(denoiser, source)
         if found := misreading(source, denoiser):
             warn(f"init {config.init}: {found}")
@@ -243,6 +245,7 @@ def build_trainer(config: Config) -> Trainer:
         config,
         data.image_shape,
         data.num_classes,
+        pairs=data if isinstance(data, PairData) else None,
         warn=lambda text: accelerator.print(f"warning: {text}", file=sys.stderr),
     )
     objective = build_objective(config, denoiser)

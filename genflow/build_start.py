@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 
-from genflow.denoiser import Denoiser
+from genflow.config import Config
+from genflow.data.pairs import PairData
+from genflow.denoiser import Denoiser, weights_hash
 from genflow.parameterizations import (
     Conditioning,
     Converted,
@@ -34,6 +36,31 @@ def load_start(init: str) -> Denoiser:
     if not Path(init).is_dir():
         raise ValueError(f"init {init} is not a folder: give a saved model's, or hf:OWNER/NAME for one on the hub")
     return Denoiser.from_pretrained(init)
+
+
+def check_pairs(config: Config, source: Denoiser, pairs: PairData) -> None:
+    """Refuse pairs that the model to start from has nothing to do with.
+
+    It made them itself, or was trained on pairs of the model that did, as a student is that goes on with other pairs of
+    its teacher; told by the hashes of their weights, wherever they lie. ``config.data.any_teacher`` allows others.
+    Raises ``ValueError`` naming both models, and for images of another shape.
+    """
+    if source.image_shape != pairs.image_shape:
+        raise ValueError(
+            f"init {config.init} makes images {source.image_shape}, and the pairs of {pairs.name} are"
+            f" {pairs.image_shape}: start from their teacher, or from another model of such images"
+        )
+    if config.data.any_teacher:
+        return
+    maker, own = pairs.manifest.teacher, weights_hash(source)
+    if maker and maker in (own, source.teacher):
+        return
+    taught = f", which was trained on pairs of {source.teacher[:12]}" if source.teacher else ""
+    raise ValueError(
+        f"{pairs.name} holds pairs of another teacher: they were made by a model of weights {maker[:12] or 'unknown'},"
+        f" and init {config.init} has weights {own[:12]}{taught}; start from that model or one trained on its pairs,"
+        " make pairs with this one, or train on these all the same by --data.any-teacher"
+    )
 
 
 def load_weights(denoiser: Denoiser, source: Denoiser) -> None:

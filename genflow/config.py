@@ -61,6 +61,8 @@ class DataConfig:
     """digits, mnist5k or shapes (embedded); a folder or zip of images; an .npz file; hf:NAME or hf:./PATH; pairs."""
     pairs: Annotated[int, Field(ge=0)] = 0
     """Take the first so many of a folder of pairs (see genflow pairs); 0 takes all that are there."""
+    any_teacher: bool = False
+    """Train on pairs that neither the model of init made nor the one on whose pairs it was trained."""
     labels: str = ""
     """File that labels a folder's or zip's images: EDM's dataset.json or a CSV of file,label; "" looks in the data."""
     size: Annotated[int, Field(ge=0)] = 0
