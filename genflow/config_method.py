@@ -125,8 +125,24 @@ class KarrasConfig:
     """What the network is told: ln(noise level) / 4, which EDM's weights know, or t itself, to start afresh."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConvertedConfig:
+    """A diffusion model's weights as they are, on another schedule: DDPM's, to start rectified flow from."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    type: Literal["Converted"] = "Converted"
+    schedule: Annotated[VPConfig | DiscreteVPConfig | CosineConfig, Field(discriminator="type")] = field(
+        default_factory=VPConfig
+    )
+    """The schedule that the weights know."""
+    row: Annotated[PredictNoiseConfig | PredictVConfig | PredictCleanConfig, Field(discriminator="type")] = field(
+        default_factory=PredictNoiseConfig
+    )
+    """What the network gives there."""
+
+
 ParameterizationConfig = Annotated[
-    PredictNoiseConfig | PredictCleanConfig | PredictVConfig | PredictVelocityConfig | KarrasConfig,
+    PredictNoiseConfig | PredictCleanConfig | PredictVConfig | PredictVelocityConfig | KarrasConfig | ConvertedConfig,
     Field(discriminator="type"),
 ]
 

@@ -28,7 +28,7 @@ LEVELS = [
     {"denoiser"},
     {"objectives", "sampling", "data"},
     {"training", "evaluation", "pipeline", "published"},
-    {"build", "build_objective", "card"},
+    {"build", "build_objective", "build_start", "card"},
     {"cli"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
@@ -39,6 +39,7 @@ NEIGHBOURS = {
     ("config_files", "config"),
     ("config", "config_method"),
     ("build", "build_objective"),
+    ("build", "build_start"),
     ("data", "sampling.noise"),
 }
 
