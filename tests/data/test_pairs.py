@@ -162,6 +162,8 @@ def test_the_first_pairs_are_the_same_set_however_many_follow(tmp_path) -> None:
     assert load_pairs(tmp_path / "b", 1024).fingerprint == found[1024].fingerprint
     with pytest.raises(ValueError, match="holds 1024 pairs in a row"):
         load_pairs(tmp_path / "b", 1025)
+    with pytest.raises(ValueError, match="at least 1, or 0 for all that are there, got -3"):
+        load_pairs(tmp_path / "a", -3)
 
 
 @pytest.mark.parametrize("change", ["pixel", "label", "made", "first", "classes"])
