@@ -34,7 +34,7 @@ from genflow.data.decoding import Decoding
 from genflow.data.images import ImageData, load_images
 from genflow.data.loader import Ahead, ImageLoader
 from genflow.data.pairs import MOST_PAIRS, PairData, is_pairs, load_pairs
-from genflow.denoiser import Denoiser
+from genflow.denoiser import Denoiser, saved_in
 from genflow.evaluation.crossing import crossing_of_pairs
 from genflow.evaluation.features import load_features
 from genflow.evaluation.frechet import frechet_distance
@@ -204,7 +204,7 @@ def _load_start(init: str) -> Denoiser:
         return Denoiser.from_pretrained(init.removeprefix("hf:"))
     if not Path(init).is_dir():
         raise ValueError(f"init {init} is not a folder: give a saved model's, or hf:OWNER/NAME for one on the hub")
-    return Denoiser.from_pretrained(init)
+    return Denoiser.from_pretrained(saved_in(init))
 
 
 def _check_pair(config: Config) -> None:

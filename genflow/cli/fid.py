@@ -15,6 +15,7 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
+from genflow.cli.cautions import caution_of_straight
 from genflow.cli.models import Team, join_processes, load_model
 from genflow.cli.sides import (
     DTYPES,
@@ -119,6 +120,8 @@ def fid(arguments: Sequence[str], *, prog: str = "genflow fid") -> None:
     reference = read_reference(options.reference, reading, options.features)
     if is_measured_model(options.samples):
         sides = _drawn(options, steps, reference, team.device)
+        if team.rank == 0:
+            _caution(options.samples, sides)
     else:
         sides = [read_samples(options.samples, reading)]
     check_sizes(sides[0].said, reference.said)
@@ -217,6 +220,13 @@ def _drawn(options: FidArguments, steps: Sequence[int], reference: ReferenceSide
     )
     chosen = steps or [denoiser.steps]
     return [draw_samples(denoiser, options.samples, reference, replace(drawing, steps=each)) for each in chosen]
+
+
+def _caution(model: str, sides: Sequence[Side]) -> None:
+    """Say once what is to be said of a sampler, whatever its numbers of steps."""
+    how = [side.said.sampling for side in sides if side.said.sampling is not None]
+    most = max(how, key=lambda sampling: sampling.steps)
+    caution_of_straight(model, most.sampler, most.steps)
 
 
 def _metrics(text: str) -> frozenset[str]:

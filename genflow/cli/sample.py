@@ -58,6 +58,7 @@ def sample(arguments: Sequence[str], *, prog: str = "genflow sample") -> None:
         about="Sample a model: one image per seed, the same image for the same seed.",
     )
     _check_options(options)
+    from genflow.cli.cautions import caution_of_straight
     from genflow.cli.models import join_processes, load_model, picture_shape, weights_hash
     from genflow.sampling.generate import choose_times, generate, network_calls
 
@@ -84,6 +85,8 @@ def sample(arguments: Sequence[str], *, prog: str = "genflow sample") -> None:
     folder = Path(options.out)
     seeds = range(options.first_seed, options.first_seed + options.num)
     _check_folder(folder, seeds, made)
+    if team.rank == 0:
+        caution_of_straight(options.model, sampler, steps)
 
     def draw(wanted: list[int]) -> torch.Tensor:
         return generate(

@@ -10,13 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from genflow.cli.models import is_model, weights_hash
-from genflow.config import Config, DataConfig
-from genflow.config_files import load_config
+from genflow.cli.models import run_of, weights_hash
+from genflow.config import DataConfig
 from genflow.data.decoding import Decoding
 from genflow.data.images import EMBEDDED, ImageData, Split, load_images
 from genflow.data.pairs import MOST_PAIRS, is_pairs, load_pairs
-from genflow.denoiser import Denoiser
+from genflow.denoiser import Denoiser, is_saved, saved_in
 from genflow.evaluation.protocol import ImageSet, Sampling
 from genflow.evaluation.references import Reference, is_reference, load_reference
 from genflow.evaluation.sources import FoundImages, Samples, Source
@@ -58,7 +57,7 @@ class ReferenceSide:
 
 def is_measured_model(samples: str) -> bool:
     """Tell whether samples are to be drawn from a model, or a run's."""
-    return is_model(samples) or is_model(str(Path(samples) / "model"))
+    return is_saved(saved_in(samples))
 
 
 def reading_of(given: ReadingArguments, samples: str, reference: str) -> Decoding:
@@ -68,13 +67,6 @@ def reading_of(given: ReadingArguments, samples: str, reference: str) -> Decodin
     if given == ReadingArguments() and is_measured_model(samples) and config is not None:
         how = config.data if reference not in EMBEDDED or reference == config.data.path else given
     return Decoding(how.size or None, how.channels, how.background, how.scale_16_bit)
-
-
-def run_of(samples: str) -> Config | None:
-    """Return the configuration of the run that a model lies in, if it lies in one."""
-    folder = Path(samples)
-    file = (folder.parent if folder.name in ("model", "best") else folder) / "config.toml"
-    return load_config(file) if file.is_file() else None
 
 
 def read_reference(source: str, reading: Decoding, features: str) -> ReferenceSide:
