@@ -10,8 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from genflow.cli.cautions import has_pairs
 from genflow.cli.models import run_of, weights_hash
-from genflow.config import DataConfig
+from genflow.config import Config, DataConfig
 from genflow.data.decoding import Decoding
 from genflow.data.images import EMBEDDED, ImageData, Split, load_images
 from genflow.data.pairs import MOST_PAIRS, is_pairs, load_pairs
@@ -44,6 +45,8 @@ class Side:
 
     said: ImageSet
     ranges: Sequence[Source]
+    resize: str | None
+    """How the images were resized that these are, or that their model was trained on; None where that is not told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +90,8 @@ def read_samples(source: str, reading: Decoding) -> Side:
     """Return images as samples: of an embedded set the part that is trained on."""
     split: Split = "train" if source in EMBEDDED else "all"
     data = read_images(source, split, reading)
-    return Side(said=said_of(data, split), ranges=[FoundImages(data)])
+    said = said_of(data, split)
+    return Side(said=said, ranges=[FoundImages(data)], resize=None if is_pairs(source) else said.resize)
 
 
 def read_images(source: str, split: Split, reading: Decoding) -> ImageData:
@@ -179,7 +183,12 @@ def draw_samples(denoiser: Denoiser, name: str, reference: ReferenceSide, drawin
             ema=None if config is None else f"half-life {config.optim.ema_halflife:,.0f} images",
         ),
     )
-    return Side(said=said, ranges=ranges)
+    return Side(said=said, ranges=ranges, resize=None if config is None else _resized(config))
+
+
+def _resized(config: Config) -> str | None:
+    """Return how a run's images were resized, where its configuration tells: with a size, they may have had it."""
+    return None if config.data.size or has_pairs(config) else "none"
 
 
 def label_rule(denoiser: Denoiser, data: ImageData | None) -> tuple[Callable[[int], int] | None, str]:
