@@ -10,7 +10,7 @@ import torch
 
 from genflow.config import Config
 from genflow.data.pairs import PairData
-from genflow.denoiser import Denoiser, weights_hash
+from genflow.denoiser import Denoiser, saved_in, weights_hash
 from genflow.parameterizations import (
     Conditioning,
     Converted,
@@ -35,7 +35,7 @@ def load_start(init: str) -> Denoiser:
         return Denoiser.from_pretrained(init.removeprefix("hf:"))
     if not Path(init).is_dir():
         raise ValueError(f"init {init} is not a folder: give a saved model's, or hf:OWNER/NAME for one on the hub")
-    return Denoiser.from_pretrained(init)
+    return Denoiser.from_pretrained(saved_in(init))
 
 
 def check_pairs(config: Config, source: Denoiser, pairs: PairData) -> None:

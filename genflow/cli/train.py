@@ -19,9 +19,13 @@ def train(arguments: Sequence[str], *, prog: str = "genflow train") -> Path:
     from accelerate import PartialState  # torch and its friends load only once the options are known to be right
 
     from genflow.build import build_trainer
+    from genflow.cli.cautions import caution_of_data
 
     check_resume(config)
-    model = build_trainer(config).fit()
+    trainer = build_trainer(config)
+    if PartialState().is_main_process:
+        caution_of_data(config)
+    model = trainer.fit()
     PartialState().print(f"{model}: the model; try  genflow sample {model}")  # once, however many processes there are
     return model
 
