@@ -105,11 +105,16 @@ def sample(arguments: Sequence[str], *, prog: str = "genflow sample") -> None:
     _draw_missing(folder, seeds, team, draw, json.dumps(made, indent=2) + "\n", how)
     team.wait()
     if team.rank == 0:
-        remove_partials(folder)
-        columns = min(len(classes), 10) if len(classes) > 1 else 8
-        picture = f"{options.out.rstrip('/')}-grid.png"  # not among the samples, which people measure by the folder
-        _show(folder, seeds[:UNIT], columns, picture)
+        picture = _finish(options.out, seeds, len(classes))
         print(f"{folder}: {options.num} images, {made['network_calls']} network calls each; look at {picture}")
+
+
+def _finish(out: str, seeds: range, classes: int) -> str:
+    """Clean the folder up, draw what it holds, and return the name of the picture."""
+    remove_partials(Path(out))
+    picture = f"{out.rstrip('/')}-grid.png"  # not among the samples, which people measure by the folder
+    _show(Path(out), seeds[:UNIT], min(classes, 10) if classes > 1 else 8, picture)
+    return picture
 
 
 def _check_options(options: SampleArguments) -> None:
