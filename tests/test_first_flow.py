@@ -19,9 +19,7 @@ def flow() -> Denoiser:
 
 
 def test_one_step_draws_little_but_the_mean_of_the_class(flow) -> None:
-    """So a low distance in one step would tell that something else was drawn. The spread that is left is the network's,
-    which was trained on few images with t = 1 exactly.
-    """
+    """A low distance in one step would tell that something else was drawn; the error of the network leaves a spread."""
     data = load_images("digits", "train")
     assert data.labels is not None
     for label in (0, 4, 8):
