@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -13,8 +14,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from genflow.build_objective import build_objective as build_objective
+from genflow.build_objective import load_model
 from genflow.config import (
     Config,
+    ConsistencyConfig,
+    ConsistencyKarrasConfig,
     CosineConfig,
     DataConfig,
     DiscreteVPConfig,
@@ -29,6 +33,7 @@ from genflow.config import (
     VEConfig,
     VPConfig,
 )
+from genflow.config_findings import check
 from genflow.data.augmentation import LABELS, Augmentation
 from genflow.data.decoding import Decoding
 from genflow.data.images import ImageData, load_images
@@ -39,6 +44,7 @@ from genflow.evaluation.crossing import crossing_of_pairs
 from genflow.evaluation.features import load_features
 from genflow.evaluation.frechet import frechet_distance
 from genflow.evaluation.measurement import moments_of
+from genflow.evaluation.one_step import OneStep
 from genflow.evaluation.sources import FoundImages, Samples
 from genflow.evaluation.straightness import straightness
 from genflow.files import replace_files
@@ -46,6 +52,7 @@ from genflow.nn.dit import DiT
 from genflow.nn.unet import UNet
 from genflow.parameterizations import (
     Conditioning,
+    ConsistencyKarras,
     Karras,
     Parameterization,
     PredictClean,
@@ -170,12 +177,17 @@ def build_parameterization(config: Config) -> Parameterization:
             return PredictVelocity()
         case KarrasConfig(sigma_data=sigma_data, level_min=low, level_max=high, conditioning=chosen):
             return Karras(sigma_data=sigma_data, level_min=low, level_max=high, conditioning=Conditioning(chosen))
+        case ConsistencyKarrasConfig(sigma_data=sigma_data):
+            assert isinstance(config.schedule, VEConfig)  # see check
+            ends = config.schedule
+            return ConsistencyKarras(sigma_data=sigma_data, sigma_min=ends.sigma_min, level_max=ends.sigma_max)
 
 
 def build_denoiser(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> Denoiser:
     """Return a fresh denoiser, or one that starts from the weights of ``config.init``."""
+    check(config)
     schedule, parameterization = build_schedule(config), build_parameterization(config)
-    _check_pair(config)
+    middle = [schedule.t_max, *config.sample.middle, 0.0]
     torch.manual_seed(config.seed)
     denoiser = Denoiser(
         build_backbone(config.backbone, image_shape, num_classes, LABELS if config.data.augment else 0),
@@ -185,10 +197,11 @@ def build_denoiser(config: Config, image_shape: tuple[int, int, int], num_classe
         num_classes=num_classes,
         sampler=config.sample.sampler,
         steps=config.sample.steps,
+        times={str(len(middle) - 1): middle} if config.sample.middle else None,
     )
     resumes = any((config.folder / "checkpoints").glob("step-*"))
     if config.init and not resumes:
-        source = _load_start(config.init)
+        source = load_model(config.init, "init")
         if is_pairs(config.data.path) and source.image_shape != denoiser.image_shape:
             raise ValueError(
                 f"init {config.init} makes images {source.image_shape}, and the pairs of {config.data.path} are"
@@ -196,29 +209,6 @@ def build_denoiser(config: Config, image_shape: tuple[int, int, int], num_classe
             )
         load_weights(denoiser, source)
     return denoiser
-
-
-def _load_start(init: str) -> Denoiser:
-    """Load the model to start from: of the hub only by ``hf:``, so that a run's file tells what it was anywhere."""
-    if init.startswith("hf:"):
-        return Denoiser.from_pretrained(init.removeprefix("hf:"))
-    if not Path(init).is_dir():
-        raise ValueError(f"init {init} is not a folder: give a saved model's, or hf:OWNER/NAME for one on the hub")
-    return Denoiser.from_pretrained(init)
-
-
-def _check_pair(config: Config) -> None:
-    """Refuse pairs of schedule and parameterization that cannot work."""
-    match config.schedule, config.parameterization:
-        case VEConfig(), PredictNoiseConfig() | PredictVConfig() | PredictVelocityConfig() | PredictCleanConfig():
-            why = "leaves the inputs of schedule VE, up to 80 times too large, unscaled: use Karras"
-        case VEConfig(), KarrasConfig(conditioning="time"):
-            why = "with conditioning time needs t in [0, 1], and that of schedule VE is a noise level: use level"
-        case LinearConfig(), PredictNoiseConfig():
-            why = "needs alpha > 0, which schedule Linear lacks at t = 1: use PredictVelocity or Karras"
-        case _:
-            return
-    raise ValueError(f"parameterization {config.parameterization.type} {why}")
 
 
 def load_weights(denoiser: Denoiser, source: Denoiser) -> None:
@@ -285,7 +275,7 @@ def build_trainer(config: Config) -> Trainer:
         images=data.fingerprint,
         augment=Augmentation(config.data.augment) if config.data.augment else None,
         preview=preview,
-        probe=_Straightness(data) if isinstance(denoiser.schedule, Linear) else None,
+        probe=_probe(data, config, denoiser),
         evaluate=_Distance(data, config, accelerator.device) if config.train.evaluate_every else None,
         export=export,
     )
@@ -327,6 +317,15 @@ def _remove_empty(folder: Path) -> None:
     for inner in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
         inner.rmdir()
     folder.rmdir()
+
+
+def _probe(
+    data: ImageData | PairData, config: Config, denoiser: Denoiser
+) -> Callable[[Denoiser], dict[str, float]] | None:
+    """Return what the log says beside previews: what the loss does not tell."""
+    if isinstance(config.objective, ConsistencyConfig):
+        return OneStep(data, range(EVALUATION_SEEDS, EVALUATION_SEEDS + PROBES))
+    return _Straightness(data) if isinstance(denoiser.schedule, Linear) else None
 
 
 class _Straightness:

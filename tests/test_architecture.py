@@ -18,6 +18,8 @@ LEVELS = [
         "kind",
         "config",
         "config_files",
+        "config_consistency",
+        "config_findings",
         "config_method",
         "pixels",
         "files",
@@ -38,6 +40,9 @@ NEIGHBOURS = {
     ("pictures", "files"),
     ("config_files", "config"),
     ("config", "config_method"),
+    ("config", "config_consistency"),
+    ("config_consistency", "config_method"),
+    ("config_findings", "config"),
     ("build", "build_objective"),
     ("data", "sampling.noise"),
 }

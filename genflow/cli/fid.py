@@ -92,7 +92,9 @@ class FidArguments:
     """Samples to draw from a model; 0 is as many as the reference has images."""
     steps: str = ""
     """Steps of a model's sampler, or several to measure one after the other, such as 1,2,4; by default its own."""
-    sampler: Literal["default", "euler", "heun", "dpmpp_2m", "ancestral", "straight", "straight_heun"] = "default"
+    sampler: Literal["default", "euler", "heun", "dpmpp_2m", "ancestral", "multistep", "straight", "straight_heun"] = (
+        "default"
+    )
     """A model's sampler."""
     guidance: float = 1.0
     """Scale of classifier-free guidance; 1 is none."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from genflow.config import Config
+from genflow.config import Config, ConsistencyConfig
 from genflow.config_files import find_recipe, load_config, override, recipes
+from genflow.config_findings import check, findings
 from genflow.processes import end_with_launcher
 
 
@@ -16,11 +18,14 @@ def train(arguments: Sequence[str], *, prog: str = "genflow train") -> Path:
     """Train what a recipe and its overrides describe, and return the folder of the model."""
     end_with_launcher(signal.SIGTERM)  # before anything that takes long, or an early end would go unheard
     config = read(arguments, prog=prog)
+    check(config)
     from accelerate import PartialState  # torch and its friends load only once the options are known to be right
 
     from genflow.build import build_trainer
 
     check_resume(config)
+    for finding in findings(config):
+        PartialState().print(f"genflow: {finding}", file=sys.stderr)
     model = build_trainer(config).fit()
     PartialState().print(f"{model}: the model; try  genflow sample {model}")  # once, however many processes there are
     return model
@@ -58,6 +63,8 @@ def check_resume(config: Config) -> None:
     differing = [name for name in fixed if getattr(before, name) != getattr(config, name)]
     if before.train.batch_size != config.train.batch_size:
         differing.append("train.batch_size")
+    if isinstance(config.objective, ConsistencyConfig) and before.train.steps != config.train.steps:
+        differing.append("train.steps, which sets the pace of its noise levels")
     if differing:
         raise ValueError(
             f"{config.folder} holds a run with another {' and '.join(differing)} (see {written}): continue it with the"
