@@ -181,7 +181,7 @@ def build_weighting(config: WeightingConfig) -> Weighting:
 
 
 def build_target(config: TargetConfig, denoiser: Denoiser, curriculum: Curriculum | None) -> Target:
-    """Return whose weights a consistency model learns from; an average slows down as the levels of CT grow in number."""
+    """Return whose weights a consistency model learns from; an average slows down as CT's levels grow in number."""
     match config:
         case CurrentWeightsConfig():
             return CurrentWeights()
