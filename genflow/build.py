@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,21 +16,24 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from genflow.build_objective import build_objective as build_objective
-from genflow.build_objective import load_model
+from genflow.build_start import check_pairs, load_named, load_weights, misreading
 from genflow.config import (
     Config,
     ConsistencyConfig,
     ConsistencyKarrasConfig,
+    ConvertedConfig,
     CosineConfig,
     DataConfig,
     DiscreteVPConfig,
     DiTConfig,
     KarrasConfig,
     LinearConfig,
+    ParameterizationConfig,
     PredictCleanConfig,
     PredictNoiseConfig,
     PredictVConfig,
     PredictVelocityConfig,
+    ScheduleConfig,
     UNetConfig,
     VEConfig,
     VPConfig,
@@ -53,6 +58,7 @@ from genflow.nn.unet import UNet
 from genflow.parameterizations import (
     Conditioning,
     ConsistencyKarras,
+    Converted,
     Karras,
     Parameterization,
     PredictClean,
@@ -66,7 +72,6 @@ from genflow.schedules import VE, VP, Cosine, DiscreteVP, Linear, Schedule, line
 from genflow.training.agreement import agree
 from genflow.training.trainer import Loader, Trainer, make_accelerator, parts_of
 
-_AUGMENT = "backbone.conditioning.time.augment.weight"  # the UNet's kernel for augmentation labels
 EVALUATION_SEEDS = 2**40  # in-training distances draw from here on, far from the seeds people use
 PROBES = 64  # seeds, and pairs, that straightness is measured on beside previews
 
@@ -74,14 +79,15 @@ PROBES = 64  # seeds, and pairs, that straightness is measured on beside preview
 def build_data(config: DataConfig) -> ImageData | PairData:
     """Return the training images, or pairs; without labels if the configuration does not want classes.
 
-    Raises ``ValueError`` for pairs that are to be anything else than they are, and a number of pairs of no pairs.
+    Raises ``ValueError`` for pairs that are to be anything else than they are, and for options of pairs without any.
     """
     if is_pairs(config.path):
         _check_plain(config)
         pairs = load_pairs(config.path, config.pairs)
         return pairs if config.classes else replace(pairs, labels=None, class_names=())
-    if config.pairs:
-        raise ValueError(f"data.pairs goes with a folder that genflow pairs writes, and {config.path} is none")
+    if config.pairs or config.any_teacher:
+        given = "data.pairs" if config.pairs else "data.any_teacher"
+        raise ValueError(f"{given} goes with a folder that genflow pairs writes, and {config.path} is none")
     decoding = Decoding(
         size=config.size or None,
         channels=config.channels,
@@ -94,7 +100,7 @@ def build_data(config: DataConfig) -> ImageData | PairData:
 
 def _check_plain(config: DataConfig) -> None:
     """Refuse what would part images from their noise: pairs are trained on as they are."""
-    plain = DataConfig(path=config.path, pairs=config.pairs, classes=config.classes)
+    plain = DataConfig(path=config.path, pairs=config.pairs, any_teacher=config.any_teacher, classes=config.classes)
     given = [f.name for f in fields(config) if getattr(config, f.name) != getattr(plain, f.name)]
     if given:
         raise ValueError(
@@ -149,9 +155,9 @@ def build_backbone(
             )
 
 
-def build_schedule(config: Config) -> Schedule:
+def build_schedule(config: ScheduleConfig) -> Schedule:
     """Return the schedule."""
-    match config.schedule:
+    match config:
         case VEConfig(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho):
             return VE(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
         case VPConfig(beta_d=beta_d, beta_min=beta_min):
@@ -164,9 +170,9 @@ def build_schedule(config: Config) -> Schedule:
             return Linear()
 
 
-def build_parameterization(config: Config) -> Parameterization:
-    """Return the parameterization."""
-    match config.parameterization:
+def build_parameterization(config: ParameterizationConfig, schedule: Schedule) -> Parameterization:
+    """Return the parameterization of a model on this schedule."""
+    match config:
         case PredictNoiseConfig():
             return PredictNoise()
         case PredictCleanConfig():
@@ -178,15 +184,30 @@ def build_parameterization(config: Config) -> Parameterization:
         case KarrasConfig(sigma_data=sigma_data, level_min=low, level_max=high, conditioning=chosen):
             return Karras(sigma_data=sigma_data, level_min=low, level_max=high, conditioning=Conditioning(chosen))
         case ConsistencyKarrasConfig(sigma_data=sigma_data):
-            assert isinstance(config.schedule, VEConfig)  # see check
-            ends = config.schedule
-            return ConsistencyKarras(sigma_data=sigma_data, sigma_min=ends.sigma_min, level_max=ends.sigma_max)
+            assert isinstance(schedule, VE)  # see config_findings.check
+            return ConsistencyKarras(sigma_data=sigma_data, sigma_min=schedule.sigma_min, level_max=schedule.sigma_max)
+        case ConvertedConfig(schedule=known, row=row):
+            own = build_schedule(known)
+            return Converted(schedule=own, row=build_parameterization(row, own))
 
 
-def build_denoiser(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> Denoiser:
-    """Return a fresh denoiser, or one that starts from the weights of ``config.init``."""
+def build_denoiser(
+    config: Config,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    pairs: PairData | None = None,
+    warn: Callable[[str], object] = warnings.warn,
+) -> Denoiser:
+    """Return a fresh denoiser, or one that starts from the weights of ``config.init``.
+
+    Of ``pairs`` to train on it remembers the teacher. ``warn`` is handed one line if the weights meant something else
+    where they come from. Raises ``ValueError`` for parts that do not go together, for weights that do not fit, and for
+    pairs of other images than the model's, or of another teacher than ``config.data`` allows.
+    """
     check(config)
-    schedule, parameterization = build_schedule(config), build_parameterization(config)
+    schedule = build_schedule(config.schedule)
+    parameterization = build_parameterization(config.parameterization, schedule)
     middle = [schedule.t_max, *config.sample.middle, 0.0]
     torch.manual_seed(config.seed)
     denoiser = Denoiser(
@@ -198,63 +219,17 @@ def build_denoiser(config: Config, image_shape: tuple[int, int, int], num_classe
         sampler=config.sample.sampler,
         steps=config.sample.steps,
         times={str(len(middle) - 1): middle} if config.sample.middle else None,
+        teacher="" if pairs is None else pairs.manifest.teacher,
     )
     resumes = any((config.folder / "checkpoints").glob("step-*"))
     if config.init and not resumes:
-        source = load_model(config.init, "init")
-        if is_pairs(config.data.path) and source.image_shape != denoiser.image_shape:
-            raise ValueError(
-                f"init {config.init} makes images {source.image_shape}, and the pairs of {config.data.path} are"
-                f" {denoiser.image_shape}: start from their teacher, or from another model of such images"
-            )
+        source = load_named(config.init, "init")
+        if pairs is not None:
+            check_pairs(config, source, pairs)
         load_weights(denoiser, source)
+        if found := misreading(source, denoiser):
+            warn(f"init {config.init}: {found}")
     return denoiser
-
-
-def load_weights(denoiser: Denoiser, source: Denoiser) -> None:
-    """Copy the weights of ``source``.
-
-    If its classes differ in number, the class table starts anew but for "no class"; if only one of the two reads
-    augmentation labels, those weights start at 0 or are left out, for the same function of images without any.
-    Raises ``ValueError`` naming the weights that do not fit.
-    """
-    given, wanted = source.state_dict(), denoiser.state_dict()
-    if _AUGMENT not in given and _AUGMENT in wanted:
-        given[_AUGMENT] = torch.zeros_like(wanted[_AUGMENT])
-    elif _AUGMENT in given and _AUGMENT not in wanted:
-        del given[_AUGMENT]
-    if source.num_classes != denoiser.num_classes:
-        for name, fresh in wanted.items():
-            old = given.get(name)
-            rows = (source.num_classes + 1, denoiser.num_classes + 1)
-            if old is not None and (len(old), len(fresh)) == rows and old.shape[1:] == fresh.shape[1:]:
-                given[name] = torch.cat([fresh[:-1], old[-1:]])  # the last row is "no class"
-            elif old is None and source.num_classes == 0 and len(fresh) == denoiser.num_classes + 1:
-                given[name] = fresh  # a table where there was none
-        if denoiser.num_classes == 0:  # and none where there was one
-            given = {k: v for k, v in given.items() if k in wanted or len(v) != source.num_classes + 1}
-    wrong = [k for k in {*given, *wanted} if k not in given or k not in wanted or given[k].shape != wanted[k].shape]
-    if wrong:
-        raise ValueError(
-            f"the model to start from has another network: {len(wrong)} of its weights do not fit, such as"
-            f" {min(wrong)}; give [backbone] the values that its config.json lists"
-        )
-    _check_arguments(denoiser, source)
-    denoiser.load_state_dict(given)
-
-
-def _check_arguments(denoiser: Denoiser, source: Denoiser) -> None:
-    """Refuse networks whose weights have the same shapes and which compute something else, such as other heads."""
-    given, wanted = (dict(d.config["network"]["arguments"]) for d in (source, denoiser))
-    if given.get("fourier_scale") and wanted.get("fourier_scale"):  # the frequencies come with the weights
-        given["fourier_scale"] = wanted["fourier_scale"]
-    free = {"num_classes", "augment_dim", "dropout", "image_size"}
-    other = [name for name in given if name in wanted and name not in free and given[name] != wanted[name]]
-    if other:
-        raise ValueError(
-            f"the model to start from has another network: {other[0]} is"
-            f" {given[other[0]]} there and {wanted[other[0]]} here; give [backbone] what its config.json lists"
-        )
 
 
 def build_trainer(config: Config) -> Trainer:
@@ -263,7 +238,13 @@ def build_trainer(config: Config) -> Trainer:
     parts_of(config.train, accelerator.num_processes)  # refuses a batch that cannot be shared before images are read
     data = build_data(config.data)
     agree("the training images", {"their fingerprint": data.fingerprint}, accelerator)
-    denoiser = build_denoiser(config, data.image_shape, data.num_classes)
+    denoiser = build_denoiser(
+        config,
+        data.image_shape,
+        data.num_classes,
+        pairs=data if isinstance(data, PairData) else None,
+        warn=lambda text: accelerator.print(f"warning: {text}", file=sys.stderr),
+    )
     objective = build_objective(config, denoiser)
     if isinstance(data, PairData) and not data.complete and not config.data.pairs:
         accelerator.print(f"{data.name}: {len(data)} of {data.manifest.count} pairs are there; {data.advice}")

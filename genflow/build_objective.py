@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from genflow.build_start import load_named
 from genflow.config import (
     AveragedWeightsConfig,
     ByImageConfig,
@@ -199,7 +200,7 @@ def build_descent(config: DescentConfig, denoiser: Denoiser) -> Descent:
         case ByImageConfig():
             return ByImage()
         case ByTeacherConfig(teacher=path, solver=solver):
-            teacher = load_model(path, "objective.descent.teacher")
+            teacher = load_named(path, "objective.descent.teacher")
             if teacher.image_shape != denoiser.image_shape or not isinstance(teacher.schedule, VE):
                 raise ValueError(
                     f"objective.descent.teacher {path} makes images {teacher.image_shape} on schedule"
@@ -211,18 +212,6 @@ def build_descent(config: DescentConfig, denoiser: Denoiser) -> Descent:
                     f" {denoiser.num_classes}"
                 )
             return ByTeacher(teacher) if solver == "euler" else ByTeacherHeun(teacher)
-
-
-def load_model(path: str, option: str) -> Denoiser:
-    """Load a model that a configuration names: of the hub only by ``hf:``, so that a run's file tells what it was.
-
-    Raises ``ValueError`` naming the ``option`` if there is none.
-    """
-    if path.startswith("hf:"):
-        return Denoiser.from_pretrained(path.removeprefix("hf:"))
-    if not Path(path).is_dir():
-        raise ValueError(f"{option} {path} is not a folder: give a saved model's, or hf:OWNER/NAME for one on the hub")
-    return Denoiser.from_pretrained(path)
 
 
 def build_residual(config: ResidualConfig) -> Residual:

@@ -213,6 +213,8 @@ def _words(schedule: str, parameterization: str) -> str:
             return "Rectified flow: the network predicts the velocity of straight paths (arXiv 2209.03003)."
         case "Linear", "Karras":
             return "The straight paths of rectified flow with EDM's preconditioning (arXiv 2405.20320)."
+        case "Linear", "Converted":
+            return "Rectified flow by a diffusion model's network, its time and scale converted (arXiv 2405.20320)."
         case "Trig", "PredictVelocity":
             return "TrigFlow (arXiv 2410.11081)."
         case _:
@@ -223,7 +225,9 @@ def _call(part: Mapping[str, Any]) -> str:
     """Write a part of the model's configuration as the call that makes it; a long table by its ends."""
     shown = []
     for key, value in part["arguments"].items():
-        if isinstance(value, list | tuple) and len(value) > 8:
+        if isinstance(value, Mapping):  # a part of a part
+            value = _call(value)
+        elif isinstance(value, list | tuple) and len(value) > 8:
             value = f"{len(value)} from {value[0]:g} to {value[-1]:g}"
         shown.append(f"{key}={value}")
     return f"{part['class']}({', '.join(shown)})"

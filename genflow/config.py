@@ -29,6 +29,7 @@ from genflow.config_consistency import SquareRootConfig as SquareRootConfig
 from genflow.config_consistency import UniformIntervalConfig as UniformIntervalConfig
 from genflow.config_consistency import UnweightedConfig as UnweightedConfig
 from genflow.config_method import ConsistencyKarrasConfig as ConsistencyKarrasConfig
+from genflow.config_method import ConvertedConfig as ConvertedConfig
 from genflow.config_method import CosineConfig as CosineConfig
 from genflow.config_method import DiscreteVPConfig as DiscreteVPConfig
 from genflow.config_method import KarrasConfig as KarrasConfig
@@ -78,6 +79,8 @@ class DataConfig:
     """digits, mnist5k or shapes (embedded); a folder or zip of images; an .npz file; hf:NAME or hf:./PATH; pairs."""
     pairs: Annotated[int, Field(ge=0)] = 0
     """Take the first so many of a folder of pairs (see genflow pairs); 0 takes all that are there."""
+    any_teacher: bool = False
+    """Train on pairs that neither the model of init made nor the one on whose pairs it was trained."""
     labels: str = ""
     """File that labels a folder's or zip's images: EDM's dataset.json or a CSV of file,label; "" looks in the data."""
     size: Annotated[int, Field(ge=0)] = 0

@@ -47,7 +47,8 @@ def _check_row(config: Config) -> None:
         case VEConfig(), KarrasConfig(conditioning="time"):
             why = "with conditioning time needs t in [0, 1], and that of schedule VE is a noise level: use level"
         case LinearConfig(), PredictNoiseConfig():
-            why = "needs alpha > 0, which schedule Linear lacks at t = 1: use PredictVelocity or Karras"
+            why = "needs alpha > 0, which schedule Linear lacks at t = 1: use PredictVelocity or Karras, or Converted"
+            why += " with the weights of a model that predicts noise on a schedule of its own"
         case VEConfig(), ConsistencyKarrasConfig() if isinstance(config.objective, RegressionConfig):
             why = "gives images back untouched at the lowest noise level, where nothing can be regressed: use Karras"
         case VEConfig(), _:

@@ -135,13 +135,30 @@ class ConsistencyKarrasConfig:
     """Standard deviation of the data, in [-1, 1] units."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConvertedConfig:
+    """A diffusion model's weights as they are, on another schedule: DDPM's, to start rectified flow from."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    type: Literal["Converted"] = "Converted"
+    schedule: Annotated[VPConfig | DiscreteVPConfig | CosineConfig, Field(discriminator="type")] = field(
+        default_factory=VPConfig
+    )
+    """The schedule that the weights know."""
+    row: Annotated[PredictNoiseConfig | PredictVConfig | PredictCleanConfig, Field(discriminator="type")] = field(
+        default_factory=PredictNoiseConfig
+    )
+    """What the network gives there."""
+
+
 ParameterizationConfig = Annotated[
     PredictNoiseConfig
     | PredictCleanConfig
     | PredictVConfig
     | PredictVelocityConfig
     | KarrasConfig
-    | ConsistencyKarrasConfig,
+    | ConsistencyKarrasConfig
+    | ConvertedConfig,
     Field(discriminator="type"),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import logging
@@ -21,6 +22,7 @@ from genflow.nn.unet import UNet
 from genflow.parameterizations import (
     Conditioning,
     ConsistencyKarras,
+    Converted,
     Karras,
     Parameterization,
     PredictClean,
@@ -43,7 +45,8 @@ class Denoiser(ModelMixin, ConfigMixin):
 
     The configuration holds the image shape (C, H, W), the number of classes, and how to sample by default: the
     sampler, its number of steps, and, for numbers of steps that have one, a time grid of their own
-    (``times = {"2": [80.0, 0.821, 0.0]}``). Saved as a diffusers folder: config.json and safetensors.
+    (``times = {"2": [80.0, 0.821, 0.0]}``). ``teacher`` is the ``weights_hash`` of the model that made the pairs it was
+    trained on; "" if there were none. Saved as a diffusers folder: config.json and safetensors.
     Source of the form: "Elucidating the Design Space of Diffusion-Based Generative Models", arXiv 2206.00364, eq. 7.
 
     Raises ``ValueError`` for a time grid that does not run from a positive time down to 0.
@@ -64,6 +67,7 @@ class Denoiser(ModelMixin, ConfigMixin):
         sampler: str = "heun",
         steps: int = 18,
         times: dict[str, list[float]] | None = None,
+        teacher: str = "",
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -74,6 +78,7 @@ class Denoiser(ModelMixin, ConfigMixin):
         self.sampler = sampler
         self.steps = steps
         self.times = times or {}
+        self.teacher = teacher
         for count, grid in self.times.items():
             _check_grid(int(count), grid)
         self.register_to_config(
@@ -85,6 +90,7 @@ class Denoiser(ModelMixin, ConfigMixin):
             sampler=sampler,
             steps=steps,
             times=self.times,
+            teacher=teacher,
         )
 
     def forward(
@@ -142,6 +148,7 @@ class Denoiser(ModelMixin, ConfigMixin):
             sampler=config["sampler"],
             steps=config["steps"],
             times=config["times"],
+            teacher=config.get("teacher", ""),  # folders of before it was kept say nothing
         )
 
     @classmethod
@@ -186,6 +193,15 @@ class Denoiser(ModelMixin, ConfigMixin):
 Denoiser.__module__ = "genflow"
 
 
+def weights_hash(denoiser: nn.Module) -> str:
+    """Return the sha256 of all weights, in the order of their names: which model it is, whatever file it came from."""
+    digest = hashlib.sha256()
+    for name, value in sorted(denoiser.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _check_grid(count: int, grid: list[float]) -> None:
     falling = all(a > b for a, b in itertools.pairwise(grid))
     if len(grid) != count + 1 or not falling or grid[-1] != 0:
@@ -220,7 +236,12 @@ def _weight_dtype(module: nn.Module) -> torch.dtype:
 
 
 def _describe(part: Schedule | Parameterization) -> dict[str, Any]:
-    return {"class": type(part).__name__, "arguments": dataclasses.asdict(part)}  # pyright: ignore[reportArgumentType]
+    match part:
+        case Converted(schedule=schedule, row=row):  # of parts, which asdict would leave without their names
+            arguments = {"schedule": _describe(schedule), "row": _describe(row)}
+        case _:
+            arguments = dataclasses.asdict(part)  # pyright: ignore[reportArgumentType]
+    return {"class": type(part).__name__, "arguments": arguments}
 
 
 def _describe_backbone(backbone: nn.Module) -> dict[str, Any]:
@@ -276,6 +297,9 @@ def _build_parameterization(part: dict[str, Any]) -> Parameterization:
             return Karras(**{**arguments, "conditioning": chosen})
         case "ConsistencyKarras":
             return ConsistencyKarras(**arguments)
+        case "Converted":
+            schedule, row = arguments["schedule"], arguments["row"]
+            return Converted(schedule=_build_schedule(schedule), row=_build_parameterization(row))
         case other:
             raise ValueError(f"unknown parameterization {other}: the folder was written by a newer genflow")
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import abc
 import enum
+import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from genflow.schedules import DiscreteVP, Schedule, expand
+from genflow.schedules import DiscreteVP, Schedule, expand, time_dtype
 
 
 @dataclass(frozen=True)
@@ -181,3 +182,38 @@ class ConsistencyKarras(Parameterization):
         c_skip = self.sigma_data**2 / (shifted**2 + self.sigma_data**2)
         c_noise = sigma.clamp(max=self.level_max).log() / 4
         return Coefficients(norm, c_skip, self.sigma_data * shifted * norm, c_noise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted(Parameterization):
+    """The network gives what it gave as ``row`` on ``schedule``: a model of one schedule on another, weights unchanged.
+
+    A state x_t is the other schedule's at the time s of equal noise level, ``sigma_s / alpha_s = sigma / alpha``, times
+    ``k = (alpha_s + sigma_s) / (alpha + sigma)``. With the coefficients c' of ``row`` at s: ``c_in = k c_in'``,
+    ``c_skip = k c_skip'``, ``c_out = c_out'``, ``c_noise = c_noise'``. On ``Linear`` k is ``alpha_s + sigma_s``, and
+    predicted noise gives ``clean = (x_t - t raw) / (1 - t)``.
+
+    It is equal to the other model up to that model's last noise level (of ``VP`` 152.17, t = 0.99347 on ``Linear``);
+    above, s stays at its end, as if the state had no more noise than there, and all is finite up to t = 1.
+    Source: "Improving the Training of Rectified Flows", arXiv 2405.20320, proposition 1.
+    """
+
+    schedule: Schedule
+    row: Parameterization
+
+    @functools.cached_property
+    def _last_level(self) -> float:
+        end = torch.tensor(self.schedule.t_max, dtype=torch.float64)
+        return float(self.schedule.sigma(end) / self.schedule.alpha(end))
+
+    def time_of(self, schedule: Schedule, t: Tensor) -> Tensor:
+        """Return the time s, of the shape of ``t``, at which the network's own schedule has the noise level of t."""
+        t = t.to(time_dtype(t.device))
+        level = (schedule.sigma(t) / schedule.alpha(t)).clamp(max=self._last_level)
+        return self.schedule.time_at(level).clamp(0, self.schedule.t_max)  # which rounding may leave
+
+    def coefficients(self, schedule: Schedule, t: Tensor) -> Coefficients:
+        s = self.time_of(schedule, t)
+        k = (self.schedule.alpha(s) + self.schedule.sigma(s)) / (schedule.alpha(t) + schedule.sigma(t))
+        row = self.row.coefficients(self.schedule, s)
+        return Coefficients(k * row.c_in, k * row.c_skip, row.c_out, row.c_noise)

@@ -9,8 +9,10 @@ import torch
 from genflow.build import build_denoiser, build_objective
 from genflow.config import (
     Config,
+    ConvertedConfig,
     CosineConfig,
     DataConfig,
+    DiscreteVPConfig,
     DiTConfig,
     KarrasConfig,
     LinearConfig,
@@ -19,6 +21,7 @@ from genflow.config import (
     LPIPSHuberConfig,
     OptimConfig,
     PackagedConfig,
+    PredictVConfig,
     PseudoHuberConfig,
     RegressionConfig,
     TrainConfig,
@@ -74,11 +77,15 @@ RFPP = Config(
         metric=LPIPSHuberConfig(perceptual=PackagedConfig(name="mnist5k"), huber=PseudoHuberConfig(c_power=0.5)),
     ),
 )
+CONVERTED = Config(
+    schedule=LinearConfig(),
+    parameterization=ConvertedConfig(schedule=DiscreteVPConfig(count=37), row=PredictVConfig()),
+)
 LPIPS = Config(objective=RegressionConfig(metric=LPIPSConfig(perceptual=VGGConfig(weights="a.pth"), divide_by_t=True)))
 
 
 @pytest.mark.parametrize(
-    "config", [Config(), ALL_KINDS, Config(backbone=UNetConfig(attention=())), RFPP, LPIPS], ids=range(5)
+    "config", [Config(), ALL_KINDS, Config(backbone=UNetConfig(attention=())), RFPP, LPIPS, CONVERTED], ids=range(6)
 )
 def test_a_written_configuration_reads_back_unchanged(config, tmp_path) -> None:
     assert read(tmp_path, to_toml(config)) == config
@@ -125,6 +132,10 @@ def test_recipes_are_found_by_name_and_by_path(tmp_path) -> None:
         ),
         ('[objective.metric]\ntype = "PseudoHuber"\nc = 0.0', "objective.metric.c = 0.0: input should be greater"),
         ('[parameterization]\ntype = "Karras"\nconditioning = "t"', "input should be 'level' or 'time'"),
+        (
+            '[parameterization]\ntype = "Converted"\n[parameterization.schedule]\ntype = "VE"',
+            "parameterization.schedule.type is 'VE', allowed are VP, DiscreteVP, Cosine",
+        ),
         ("[backbone]\nwidth = 3", "backbone.type is missing, allowed are UNet, DiT"),
         ("backbone = 3", "backbone = 3: input should be an object"),
         ('seed = "1"', 'seed = "1": input should be a valid integer'),
@@ -185,6 +196,13 @@ def test_options_reach_into_the_metric() -> None:
         "objective.metric.huber.c": 0.001,
         "objective.times.a": 2.0,
     }
+
+
+def test_options_reach_into_the_schedule_of_converted_weights() -> None:
+    changed = change("--parameterization.schedule.beta-end", "0.03", config=CONVERTED)
+    assert changed.parameterization == ConvertedConfig(
+        schedule=DiscreteVPConfig(count=37, beta_end=0.03), row=PredictVConfig()
+    )
 
 
 def test_a_flag_can_be_taken_back() -> None:

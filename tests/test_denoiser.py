@@ -10,7 +10,7 @@ import genflow
 from genflow.denoiser import Denoiser
 from genflow.nn.dit import DiT
 from genflow.nn.unet import UNet
-from genflow.parameterizations import Conditioning, Karras, PredictNoise, PredictVelocity
+from genflow.parameterizations import Conditioning, Converted, Karras, PredictNoise, PredictVelocity
 from genflow.sampling import generate
 from genflow.schedules import VE, Cosine, DiscreteVP, Linear, Schedule, Trig, linear_betas
 
@@ -44,6 +44,7 @@ CASES = [
     (dit, Trig(sigma_data=0.4), PredictVelocity(sigma_data=0.4)),
     (unet, DiscreteVP(betas=linear_betas(50)), PredictNoise()),
     (unet, Cosine(), PredictNoise()),
+    (unet, Linear(), Converted(schedule=DiscreteVP(betas=linear_betas(50)), row=PredictNoise())),
 ]
 
 

@@ -6,6 +6,7 @@ import torch
 from genflow.parameterizations import (
     Conditioning,
     ConsistencyKarras,
+    Converted,
     Karras,
     Parameterization,
     PredictClean,
@@ -20,6 +21,7 @@ PAIRS: list[tuple[Schedule, Parameterization]] = [
     *itertools.product([Linear()], [PredictClean(), PredictVelocity(), Karras(), Karras(sigma_data=0.3)]),
     *itertools.product([Trig()], [PredictClean(), PredictVelocity(sigma_data=0.5), Karras()]),
     *itertools.product([VE()], [PredictClean(), Karras(), ConsistencyKarras()]),
+    *itertools.product([Linear(), VE()], [Converted(schedule=DiscreteVP(), row=PredictNoise())]),
 ]
 
 

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from genflow.config import Config
+from genflow.config_files import load_config
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -61,3 +64,11 @@ def test_what_is_quoted_of_the_table_of_reflow_was_measured() -> None:
     rows = [line for line in section.splitlines() if line.startswith("|")]
     assert len(rows) >= 15
     assert all(row in measured for row in rows)
+
+
+def test_the_recipes_it_shows_are_valid(tmp_path) -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        (tmp_path / "shown.toml").write_text(block, encoding="utf-8")
+        assert load_config(tmp_path / "shown.toml") != Config()

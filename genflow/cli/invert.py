@@ -19,11 +19,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genflow.cli.model_images import own_labels, read_for
-from genflow.cli.models import choose_device, load_model, picture_shape, weights_hash
+from genflow.cli.models import choose_device, load_model, picture_shape
 from genflow.cli.sides import ReadingArguments
 from genflow.config_files import parse_arguments
 from genflow.data.images import EMBEDDED, ImageData, Split
-from genflow.denoiser import Denoiser
+from genflow.denoiser import Denoiser, weights_hash
 from genflow.files import atomic_folder, check_place, write_text
 from genflow.pictures import grid, write_image
 from genflow.pixels import to_unit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -87,12 +86,3 @@ def picture_shape(denoiser: Denoiser, otherwise: str) -> tuple[int, int, int]:
     if channels not in (1, 3):
         raise ValueError(f"this model draws latents of {channels} channels, {otherwise}")
     return channels, height, width
-
-
-def weights_hash(denoiser: nn.Module) -> str:
-    """Return the sha256 of all weights, in the order of their names: which model it is, whatever file it came from."""
-    digest = hashlib.sha256()
-    for name, value in sorted(denoiser.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
-from genflow.cli.models import picture_shape, weights_hash
+from genflow.cli.models import picture_shape
 from genflow.cli.sides import ReadingArguments
-from genflow.denoiser import Denoiser
+from genflow.denoiser import Denoiser, weights_hash
 
 SOLVERS = ("euler", "heun", "dpmpp_2m")  # of the teacher's flow; others add noise, or solve straight flows only
 

@@ -63,8 +63,7 @@ def push(arguments: Sequence[str], *, prog: str = "genflow push") -> None:
     if not options.dry_run:
         _check_token()
     from genflow.card import Imported
-    from genflow.cli.models import weights_hash
-    from genflow.denoiser import Denoiser
+    from genflow.denoiser import Denoiser, weights_hash
 
     model = options.run / "model" if (options.run / "model").is_dir() else options.run
     denoiser = Denoiser.from_pretrained(model)

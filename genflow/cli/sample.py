@@ -60,7 +60,8 @@ def sample(arguments: Sequence[str], *, prog: str = "genflow sample") -> None:
     )
     if options.num < 1:
         raise ValueError(f"--num must be at least 1, got {options.num}")
-    from genflow.cli.models import join_processes, load_model, picture_shape, weights_hash
+    from genflow.cli.models import join_processes, load_model, picture_shape
+    from genflow.denoiser import weights_hash
     from genflow.sampling.generate import choose_times, generate, network_calls
 
     team = join_processes(options.device)

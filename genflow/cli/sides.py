@@ -10,13 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from genflow.cli.models import is_model, weights_hash
+from genflow.cli.models import is_model
 from genflow.config import Config, DataConfig
 from genflow.config_files import load_config
 from genflow.data.decoding import Decoding
 from genflow.data.images import EMBEDDED, ImageData, Split, load_images
 from genflow.data.pairs import MOST_PAIRS, is_pairs, load_pairs
-from genflow.denoiser import Denoiser
+from genflow.denoiser import Denoiser, weights_hash
 from genflow.evaluation.protocol import ImageSet, Sampling
 from genflow.evaluation.references import Reference, is_reference, load_reference
 from genflow.evaluation.sources import FoundImages, Samples, Source

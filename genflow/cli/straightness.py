@@ -91,7 +91,7 @@ def _check(options: StraightnessArguments) -> None:
 
 def _measure(name: str, model: Denoiser, seeds: range, steps: int, pairs: PairData | None) -> dict[str, Any]:
     """Return what is found of one model, as it is written to JSON."""
-    from genflow.cli.models import weights_hash
+    from genflow.denoiser import weights_hash
     from genflow.evaluation import straightness as flow
     from genflow.evaluation.crossing import crossing_of_pairs
 

@@ -96,6 +96,15 @@ class Manifest:
         return replace(seeded, generator=STORED, generator_checksum="")
 
     @property
+    def teacher(self) -> str:
+        """The hash of the weights of the model that made them; "" if the manifest does not tell."""
+        match self.made:
+            case {"teacher": {"weights": str(weights)}}:
+                return weights
+            case _:
+                return ""
+
+    @property
     def numbers(self) -> range:
         """The numbers of its shards."""
         return range(self.first_seed // SHARD, (self.first_seed + self.count - 1) // SHARD + 1)

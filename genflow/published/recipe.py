@@ -12,6 +12,7 @@ from torch import nn
 
 from genflow.config import (
     Config,
+    ConvertedConfig,
     CosineConfig,
     DataConfig,
     DiscreteVPConfig,
@@ -36,7 +37,15 @@ from genflow.config import (
 from genflow.denoiser import Denoiser
 from genflow.nn.dit import DiT
 from genflow.nn.unet import UNet
-from genflow.parameterizations import Karras, Parameterization, PredictClean, PredictNoise, PredictV, PredictVelocity
+from genflow.parameterizations import (
+    Converted,
+    Karras,
+    Parameterization,
+    PredictClean,
+    PredictNoise,
+    PredictV,
+    PredictVelocity,
+)
 from genflow.schedules import VE, VP, Cosine, DiscreteVP, Linear, Schedule, linear_betas
 
 PLACEHOLDER = "GIVE-YOUR-IMAGES"  # no data set's name: training must be told where the images are
@@ -132,8 +141,23 @@ def _parameterization(parameterization: Parameterization) -> ParameterizationCon
             return PredictVelocityConfig()
         case Karras(sigma_data=sigma_data, level_min=low, level_max=high, conditioning=chosen):
             return KarrasConfig(sigma_data=sigma_data, level_min=low, level_max=high, conditioning=chosen.value)
+        case Converted(schedule=schedule, row=row):
+            return _converted(_schedule(schedule), _parameterization(row))
         case _:
             raise _inexpressible(f"the parameterization {parameterization}")
+
+
+def _converted(schedule: ScheduleConfig, row: ParameterizationConfig) -> ConvertedConfig:
+    match schedule:
+        case VPConfig() | DiscreteVPConfig() | CosineConfig():
+            pass
+        case _:
+            raise _inexpressible(f"the parameterization Converted of the schedule {schedule.type}")
+    match row:
+        case PredictNoiseConfig() | PredictVConfig() | PredictCleanConfig():
+            return ConvertedConfig(schedule=schedule, row=row)
+        case _:
+            raise _inexpressible(f"the parameterization Converted of {row.type}")
 
 
 def _sample(denoiser: Denoiser) -> SampleConfig:

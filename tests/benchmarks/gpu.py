@@ -77,16 +77,15 @@ class Row:
 
 
 def rows(effort: Effort, processes: int) -> list[Row]:
-    """All rows, those first that others look up."""
+    """All rows: those first that others look up, those last that wait for the compiler."""
     found = [Row(kind="matmul", seconds=20)]
-    for network in effort.networks:
-        found += [Row(kind="train", network=network, seconds=100)]
-        found += [Row(kind="train", network=network, compiled=True, seconds=400)]
-        for compiled, seconds in ((False, 120), (True, 300)):
-            found += [
-                Row(kind="sample", network=network, compiled=compiled, steps=steps, seconds=seconds)
-                for steps in (1, 2, 18)
-            ]
+    for compiled, training, sampling in ((False, 45, 30), (True, 150, 100)):
+        found += [Row(kind="train", network=n, compiled=compiled, seconds=training) for n in effort.networks]
+        found += [
+            Row(kind="sample", network=network, compiled=compiled, steps=steps, seconds=sampling)
+            for network in effort.networks
+            for steps in (1, 2, 18)
+        ]
     if processes > 1:
         found += [Row(kind="processes", network=n, processes=processes, seconds=150) for n in effort.networks]
     return found

@@ -17,11 +17,10 @@ from teachers import make_teacher
 import genflow.data.pair_files as module
 from genflow.build import build_trainer
 from genflow.cli.main import main
-from genflow.cli.models import weights_hash
 from genflow.config import DataConfig, KarrasConfig
 from genflow.data.images import load_images
 from genflow.data.pairs import load_pairs
-from genflow.denoiser import Denoiser
+from genflow.denoiser import Denoiser, weights_hash
 from genflow.sampling import decode, invert
 
 COUNT = 1100  # two shards, and a last unit that is not full

@@ -14,10 +14,9 @@ from teachers import make_teacher
 
 import genflow.data.pair_files as module
 from genflow.cli.main import main
-from genflow.cli.models import weights_hash
 from genflow.cli.seed_pairs import choose_solver
 from genflow.data.pairs import PairData, load_pairs
-from genflow.denoiser import Denoiser
+from genflow.denoiser import Denoiser, weights_hash
 from genflow.pixels import quantize
 from genflow.schedules import Linear
 

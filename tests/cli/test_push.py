@@ -21,10 +21,9 @@ from genflow import __version__
 from genflow.build import build_denoiser, export
 from genflow.card import Imported, model_card
 from genflow.cli.main import main
-from genflow.cli.models import weights_hash
 from genflow.config import Config, DataConfig, LPIPSConfig, LPIPSHuberConfig, RegressionConfig, VGGConfig
 from genflow.config_files import load_config, to_toml
-from genflow.denoiser import Denoiser
+from genflow.denoiser import Denoiser, weights_hash
 from genflow.evaluation.protocol import Figure, Result, save_results
 from genflow.parameterizations import PredictNoise
 from genflow.pipeline import GenflowPipeline

@@ -16,7 +16,7 @@ from genflow.config_files import load_config, to_toml
 from genflow.denoiser import Denoiser
 from genflow.nn import DiT, UNet
 from genflow.nn.embeddings import grid_embedding
-from genflow.parameterizations import ConsistencyKarras, Karras, PredictNoise, PredictV, PredictVelocity
+from genflow.parameterizations import ConsistencyKarras, Converted, Karras, PredictNoise, PredictV, PredictVelocity
 from genflow.published.recipe import recipe
 from genflow.schedules import VE, VP, Cosine, DiscreteVP, Linear, Trig, linear_betas
 
@@ -114,6 +114,8 @@ def test_training_goes_on_from_the_recipe(tmp_path, monkeypatch):
         (DiscreteVP(betas=linear_betas(37, 1e-3, 0.07)), PredictNoise()),
         (Cosine(), PredictV()),
         (Linear(), PredictVelocity()),
+        (Linear(), Converted(schedule=VP(beta_d=10.0), row=PredictNoise())),
+        (Linear(), Converted(schedule=DiscreteVP(betas=linear_betas(37, 1e-3, 0.07)), row=PredictV())),
     ],
 )
 def test_every_method_of_a_configuration_comes_back(schedule, parameterization, tmp_path):

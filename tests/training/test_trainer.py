@@ -31,7 +31,8 @@ from small import (
 )
 from torch import Tensor
 
-from genflow.build import build_backbone, build_denoiser, build_objective, build_trainer, load_weights, preview
+from genflow.build import build_backbone, build_denoiser, build_objective, build_trainer, preview
+from genflow.build_start import load_weights
 from genflow.cli.main import main
 from genflow.config import DiTConfig, OptimConfig, UNetConfig
 from genflow.denoiser import Denoiser
