@@ -117,7 +117,7 @@ def test_recipes_are_found_by_name_and_by_path(tmp_path) -> None:
     ("text", "said"),
     [
         ("sed = 1", "unknown key sed; did you mean seed?"),
-        ("[optim]\nlearning = 1", "unknown key optim.learning; allowed are lr, warmup,"),
+        ("[optim]\nlearning = 1", "unknown key optim.learning; allowed are rule, lr, warmup,"),
         ('[backbone]\ntype = "UNet"\nwidht = 3', "unknown key backbone.widht; did you mean width?"),
         ('[objective.times]\ntype = "LogNormal"\nmaen = 0.0', "unknown key objective.times.maen; did you mean mean?"),
         ('[backbone]\ntype = "UNet"\npatch_size = 2', "unknown key backbone.patch_size; allowed are type, width,"),
