@@ -10,7 +10,7 @@ import torch
 
 from genflow.config import Config
 from genflow.data.pairs import PairData
-from genflow.denoiser import Denoiser, weights_hash
+from genflow.denoiser import Denoiser, saved_in, weights_hash
 from genflow.parameterizations import (
     Conditioning,
     Converted,
@@ -35,7 +35,7 @@ def load_named(path: str, option: str) -> Denoiser:
         return Denoiser.from_pretrained(path.removeprefix("hf:"))
     if not Path(path).is_dir():
         raise ValueError(f"{option} {path} is not a folder: give a saved model's, or hf:OWNER/NAME for one on the hub")
-    return Denoiser.from_pretrained(path)
+    return Denoiser.from_pretrained(saved_in(path))
 
 
 def check_pairs(config: Config, source: Denoiser, pairs: PairData) -> None:

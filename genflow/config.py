@@ -240,7 +240,7 @@ class Config:
     out: str = "runs"
     """Folder that holds runs."""
     init: str = ""
-    """Saved model to start from, a folder or hf:OWNER/NAME; its classes may differ."""
+    """Saved model to start from, its folder, its run's, or hf:OWNER/NAME; its classes may differ."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of everything random in training."""
     compile: bool = False

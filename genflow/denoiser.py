@@ -189,6 +189,17 @@ class Denoiser(ModelMixin, ConfigMixin):
         return model
 
 
+def is_saved(folder: str | Path) -> bool:
+    """Tell whether a folder holds a saved model rather than images."""
+    return any((Path(folder) / name).is_file() for name in ("model_index.json", Denoiser.config_name))
+
+
+def saved_in(path: str) -> str:
+    """Return where a model is saved: the path itself, or the folder of the model in that of a run."""
+    inner = Path(path) / "model"
+    return str(inner) if is_saved(inner) else path
+
+
 # Saved folders name the class as genflow.Denoiser, so that they survive any rearrangement of the files.
 Denoiser.__module__ = "genflow"
 

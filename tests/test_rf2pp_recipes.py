@@ -72,6 +72,13 @@ def test_what_all_share(name: str) -> None:
     assert law == UShaped(a=0.0 if name[-2:] in ("-a", "-b") else 4.0)
 
 
+def test_what_imagenet_costs_in_network_calls_is_as_published() -> None:
+    """5 M pairs of 79 calls, and as many again as images are trained on: 1,828.6 M."""
+    train = load("rf2pp-imagenet64").train
+    pairs, training = 5_000_000 * network_calls("heun", 40), train.steps * train.batch_size
+    assert (pairs, training, pairs + training) == (395_000_000, 1_433_600_000, 1_828_600_000)
+
+
 @pytest.mark.parametrize(
     ("name", "batch", "lr", "warmup", "steps", "preset", "changes", "shape", "classes", "parameters", "over_t"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,7 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
+from genflow.cli.cautions import caution_of_straight
 from genflow.cli.models import Team, join_processes, load_model
 from genflow.cli.sides import (
     DTYPES,
@@ -46,13 +48,17 @@ from genflow.evaluation.measurement import (
 )
 from genflow.evaluation.precision import effect
 from genflow.evaluation.protocol import Protocol, Result, save_results
-from genflow.evaluation.report import write_report
-from genflow.evaluation.sources import FoundImages
+from genflow.evaluation.report import Flow, write_report
+from genflow.evaluation.sources import FoundImages, Samples
+from genflow.evaluation.straightness import straightness
+from genflow.evaluation.trajectory_picture import PATHS, draw
 from genflow.evaluation.uncertainty import advice
 from genflow.evaluation.wording import describe, plural
 from genflow.files import check_place
 from genflow.pictures import grid
+from genflow.schedules import Linear
 
+FLOW_SEEDS = 256  # as genflow straightness takes
 OF_INCEPTION = frozenset({"sfid", "is"})  # what is made of more than vectors
 ABOUT = (
     "Distance between samples and a reference, with its standard error, what it would be with infinitely many images,"
@@ -105,7 +111,7 @@ class FidArguments:
     out: Path | None = None
     """JSON file for the results, which genflow compare reads."""
     report: Path | None = None
-    """HTML file for people: table, protocol, pictures and the curve over steps in one."""
+    """HTML file for people: table, protocol, pictures, the curve over steps, and how straight a flow on Linear is."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps; auto takes a GPU if there is one."""
 
@@ -121,6 +127,8 @@ def fid(arguments: Sequence[str], *, prog: str = "genflow fid") -> None:
     reference = read_reference(options.reference, reading, options.features)
     if is_measured_model(options.samples):
         sides = _drawn(options, steps, reference, team.device)
+        if team.rank == 0:
+            _caution(options.samples, sides)
     else:
         sides = [read_samples(options.samples, reading)]
     check_sizes(sides[0].said, reference.said)
@@ -133,7 +141,7 @@ def fid(arguments: Sequence[str], *, prog: str = "genflow fid") -> None:
     if team.rank == 0 and options.report is not None:
         command = shlex.join([prog, *arguments])
         title = f"{sides[0].said.name} against {reference.said.name}"
-        write_report(options.report, results, _pictures(sides, reference), title, command=command)
+        write_report(options.report, results, _pictures(sides, reference), title, command, _flow(sides[0]))
         print(f"  report: {options.report}")
 
 
@@ -192,7 +200,8 @@ def _measured(
 def _notes(
     options: FidArguments, wanted: Wanted, network: FeatureNetwork, side: Side, reference: ReferenceSide
 ) -> Iterable[str]:
-    yield from caveats(side.said, reference.said)
+    here = replace(side.said, resize=side.resize)  # a model resizes nothing, but what it was trained on may have been
+    yield from caveats(here, reference.said)
     if reference.file is not None:
         yield from gaps(reference.said, reference.file.network, reference.file.origin)
         yield from out_of_reach(wanted.metrics, spatial=reference.file.spatial is not None)
@@ -219,6 +228,13 @@ def _drawn(options: FidArguments, steps: Sequence[int], reference: ReferenceSide
     )
     chosen = steps or [denoiser.steps]
     return [draw_samples(denoiser, options.samples, reference, replace(drawing, steps=each)) for each in chosen]
+
+
+def _caution(model: str, sides: Sequence[Side]) -> None:
+    """Say once what is to be said of a sampler, whatever its numbers of steps."""
+    how = [side.said.sampling for side in sides if side.said.sampling is not None]
+    most = max(how, key=lambda sampling: sampling.steps)
+    caution_of_straight(model, most.sampler, most.steps)
 
 
 def _metrics(text: str) -> frozenset[str]:
@@ -345,6 +361,18 @@ def _bar(what: str, team: Team) -> Callable[[Iterable[int]], Iterable[int]]:
     return lambda units: tqdm(
         units, desc=what, unit="unit", leave=False, delay=0.5, mininterval=often, disable=team.rank > 0
     )
+
+
+def _flow(side: Side) -> Flow | None:
+    """Return how straight the flow of a model on ``Linear`` is; None of anything else, and of one that diverges."""
+    source = side.ranges[0]
+    if not isinstance(source, Samples) or not isinstance(source.denoiser.schedule, Linear):
+        return None
+    found = straightness(source.denoiser, range(FLOW_SEEDS))
+    if not math.isfinite(found.straightness.value):
+        return None
+    picture = draw({side.said.name: source.denoiser}, range(PATHS))
+    return Flow(found=found, seeds=FLOW_SEEDS, picture=picture)
 
 
 def _pictures(sides: Sequence[Side], reference: ReferenceSide) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from genflow.cli.cautions import caution_of_straight
 from genflow.cli.model_images import own_labels, read_for
 from genflow.cli.models import choose_device, load_model, picture_shape
 from genflow.cli.sides import ReadingArguments
@@ -70,7 +71,8 @@ class InvertArguments:
     decode_steps: int = 0
     """Steps back to images; 0 is the model's default."""
     decode_sampler: Literal["default", "euler", "heun", "dpmpp_2m", "straight", "straight_heun"] = "default"
-    """Sampler on the way back; the default is the model's."""
+    """Sampler on the way back; the default is the model's, or that on the way to noise where the model's is ancestral,
+    which adds noise of its own."""
     data: ReadingArguments = field(default_factory=ReadingArguments)
     """How image files are read; by default as the model's run read its own."""
     device: str = "auto"
@@ -90,8 +92,9 @@ def invert_images(arguments: Sequence[str], *, prog: str = "genflow invert") -> 
     data = _choose_images(denoiser, options)
     numbers = range(options.first, options.first + len(data))
     labels = _source_labels(denoiser, data, numbers, options)
-    list_labels(denoiser, options.to or None, len(options.to))
+    _check_classes(denoiser, options)
     ways = _ways(denoiser, options)
+    caution_of_straight(options.model, ways[1].said["sampler"], ways[1].said["steps"])
     images = torch.from_numpy(np.asarray(data.images))
     noise, pictures, arcs = _draw(ways, images, labels, options)
     found = _measure(images, pictures["reconstruction"], noise)
@@ -106,7 +109,8 @@ def invert_images(arguments: Sequence[str], *, prog: str = "genflow invert") -> 
     }
     _write(options, numbers, pictures, arcs, noise, said | found)
     calls, norm = [way.said["network_calls"] for way in ways], found["squared_norm"]
-    print(f"{options.out}: {len(numbers)} images, {calls[0]} network calls to noise and {calls[1]} back")
+    by = " and ".join(dict.fromkeys(way.said["sampler"] for way in ways))
+    print(f"{options.out}: {len(numbers)} images, {calls[0]} network calls to noise and {calls[1]} back, by {by}")
     print(f"mean squared error of the reconstructions, pixels in [-1, 1]: {found['mean_squared_error']:.3g}")
     expected = f"{norm['expected_mean']} +- {norm['expected_std']:.1f}"
     print(f"squared norm of their noise: {norm['mean']:.1f} +- {norm['std']:.1f}, of normal noise {expected}")
@@ -135,7 +139,8 @@ def _ways(denoiser: Denoiser, options: InvertArguments) -> tuple[_Way, _Way]:
     """Return the ways to noise and back, having refused what cannot be asked of either."""
     sampler = inverting_sampler(denoiser, None if options.sampler == "default" else options.sampler)
     steps = options.steps or denoiser.steps
-    back = denoiser.sampler if options.decode_sampler == "default" else options.decode_sampler
+    own = sampler if denoiser.sampler == "ancestral" else denoiser.sampler
+    back = own if options.decode_sampler == "default" else options.decode_sampler
     back_steps = options.decode_steps or denoiser.steps
     to_noise = {
         "sampler": sampler,
@@ -149,8 +154,6 @@ def _ways(denoiser: Denoiser, options: InvertArguments) -> tuple[_Way, _Way]:
         "times": choose_times(denoiser, back_steps, None).tolist(),
         "network_calls": network_calls(back, back_steps),
     }
-    if back == "ancestral":
-        raise ValueError("the model's sampler ancestral adds noise of its own: give --decode-sampler")
     return (
         _Way(to_noise, functools.partial(invert, denoiser, sampler=sampler, steps=steps)),
         _Way(to_images, functools.partial(decode, denoiser, sampler=back, steps=back_steps)),
@@ -186,6 +189,13 @@ def _check_options(options: InvertArguments) -> None:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"{out} is there already: remove it, or give another --out")
     check_place(out / "inversion.json")
+
+
+def _check_classes(denoiser: Denoiser, options: InvertArguments) -> None:
+    """Refuse to translate to classes that the model has not."""
+    if options.to and denoiser.num_classes == 0:
+        raise ValueError("--to translates to classes, and this model has none: leave it out")
+    list_labels(denoiser, options.to or None, len(options.to))
 
 
 def _choose_images(denoiser: Denoiser, options: InvertArguments) -> ImageData:

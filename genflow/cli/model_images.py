@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from genflow.cli.sides import ReadingArguments, reading_of
+from genflow.data.embedded import MNIST_SIDE
 from genflow.data.images import ImageData, Split, load_images
+from genflow.data.pairs import is_pairs
 from genflow.denoiser import Denoiser
 
 
 def read_for(denoiser: Denoiser, model: str, source: str, split: Split, reading: ReadingArguments) -> ImageData:
     """Return images of the shape that ``denoiser``, saved at ``model``, draws; read as its run read its own.
 
-    Raises ``ValueError`` for images of another shape, and for what ``load_images`` refuses.
+    Raises ``ValueError`` for pairs, for images of another shape, and for what ``load_images`` refuses.
     """
+    if is_pairs(source):
+        raise ValueError(f"{source} is a folder of pairs, whose images have their noise already: give a set of images")
     data = load_images(source, split, decoding=reading_of(reading, model, source))
     if data.image_shape != denoiser.image_shape:
         (channels, height, width), (own, *size) = data.image_shape, denoiser.image_shape
         raise ValueError(
             f"the images of {data.name} are {height}x{width} of {channels} channels, and this model's"
-            f" {size[0]}x{size[1]} of {own}: files in a folder or zip are converted by --data.size {size[0]}"
-            f" --data.channels {own}"
+            f" {size[0]}x{size[1]} of {own}: {_conversion(source, denoiser)}"
         )
     return data
+
+
+def _conversion(source: str, denoiser: Denoiser) -> str:
+    """Say what would bring images into a model's shape."""
+    own, height, width = denoiser.image_shape
+    if source == "mnist5k" and own == 1 and height == width < MNIST_SIDE:
+        return f"--data.size {height} resizes them"
+    return f"files in a folder or zip are converted by --data.size {height} --data.channels {own}"
 
 
 def own_labels(denoiser: Denoiser, data: ImageData) -> list[int] | None:

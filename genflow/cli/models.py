@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from genflow.denoiser import Denoiser
+from genflow.config import Config
+from genflow.config_files import load_config
+from genflow.denoiser import Denoiser, saved_in
 from genflow.processes import check_launch, launched
 
 
@@ -64,17 +66,18 @@ def choose_device(name: str) -> torch.device:
         raise ValueError(f"no device {name!r} here: {str(error).splitlines()[0]}") from None
 
 
-def is_model(path: str) -> bool:
-    """Tell whether a path is a saved model rather than images."""
-    return any((Path(path) / name).is_file() for name in ("model_index.json", "config.json"))
-
-
 def load_model(path: str, device: torch.device) -> Denoiser:
     """Load a saved model, or the model of a run folder, onto a device."""
-    inner = Path(path) / "model"
-    denoiser = Denoiser.from_pretrained(inner if is_model(str(inner)) else path)
+    denoiser = Denoiser.from_pretrained(saved_in(path))
     nn.Module.to(denoiser, device)  # diffusers' own says nothing of the type it returns
     return denoiser
+
+
+def run_of(model: str) -> Config | None:
+    """Return the configuration of the run that a model lies in, if it lies in one."""
+    folder = Path(model)
+    file = (folder.parent if folder.name in ("model", "best") else folder) / "config.toml"
+    return load_config(file) if file.is_file() else None
 
 
 def picture_shape(denoiser: Denoiser, otherwise: str) -> tuple[int, int, int]:

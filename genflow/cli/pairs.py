@@ -15,8 +15,8 @@ from genflow.cli.pair_options import Make, PairsArguments, Unit
 from genflow.cli.seed_pairs import from_seeds
 from genflow.cli.sides import ReadingArguments
 from genflow.config_files import parse_arguments
-from genflow.data.pair_files import Manifest, begin, finish, lacking, write_manifest, write_shard
-from genflow.files import remove_partials
+from genflow.data.pair_files import MANIFEST, Manifest, begin, finish, lacking, write_manifest, write_shard
+from genflow.files import check_place, remove_partials
 
 UNIT = 64  # consecutive seeds made together, always all of them: interruptions and --num leave no trace in files
 ABOUT = (
@@ -33,6 +33,7 @@ def pairs(arguments: Sequence[str], *, prog: str = "genflow pairs") -> None:
         raise ValueError(f"--num must be at least 1, got {options.num}")
     if not options.invert and options.data != ReadingArguments():
         raise ValueError("--data options say how the images of --invert are read: leave them out, or give images")
+    check_place(Path(options.out) / MANIFEST)
     team = join_processes(options.device)
     teacher = load_model(options.model, team.device)
     folder = Path(options.out)

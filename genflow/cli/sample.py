@@ -13,12 +13,13 @@ import tyro
 from tqdm import tqdm
 
 from genflow.config_files import parse_arguments
-from genflow.files import remove_partials, write_text
+from genflow.files import check_place, remove_partials, write_text
 from genflow.pictures import grid, read_image, write_image
 
 if TYPE_CHECKING:
     from genflow.cli.models import Team
 
+MANIFEST = "samples.json"
 UNIT = 64  # consecutive seeds made together, always the same ones: interruptions and processes leave no trace in files
 
 
@@ -58,8 +59,8 @@ def sample(arguments: Sequence[str], *, prog: str = "genflow sample") -> None:
         prog=prog,
         about="Sample a model: one image per seed, the same image for the same seed.",
     )
-    if options.num < 1:
-        raise ValueError(f"--num must be at least 1, got {options.num}")
+    _check_options(options)
+    from genflow.cli.cautions import caution_of_straight
     from genflow.cli.models import join_processes, load_model, picture_shape
     from genflow.denoiser import weights_hash
     from genflow.sampling.generate import choose_times, generate, network_calls
@@ -87,6 +88,8 @@ def sample(arguments: Sequence[str], *, prog: str = "genflow sample") -> None:
     folder = Path(options.out)
     seeds = range(options.first_seed, options.first_seed + options.num)
     _check_folder(folder, seeds, made)
+    if team.rank == 0:
+        caution_of_straight(options.model, sampler, steps)
 
     def draw(wanted: list[int]) -> torch.Tensor:
         return generate(
@@ -104,11 +107,22 @@ def sample(arguments: Sequence[str], *, prog: str = "genflow sample") -> None:
     _draw_missing(folder, seeds, team, draw, json.dumps(made, indent=2) + "\n", how)
     team.wait()
     if team.rank == 0:
-        remove_partials(folder)
-        columns = min(len(classes), 10) if len(classes) > 1 else 8
-        picture = f"{options.out.rstrip('/')}-grid.png"  # not among the samples, which people measure by the folder
-        _show(folder, seeds[:UNIT], columns, picture)
+        picture = _finish(options.out, seeds, len(classes))
         print(f"{folder}: {options.num} images, {made['network_calls']} network calls each; look at {picture}")
+
+
+def _finish(out: str, seeds: range, classes: int) -> str:
+    """Clean the folder up, draw what it holds, and return the name of the picture."""
+    remove_partials(Path(out))
+    picture = f"{out.rstrip('/')}-grid.png"  # not among the samples, which people measure by the folder
+    _show(Path(out), seeds[:UNIT], min(classes, 10) if classes > 1 else 8, picture)
+    return picture
+
+
+def _check_options(options: SampleArguments) -> None:
+    if options.num < 1:
+        raise ValueError(f"--num must be at least 1, got {options.num}")
+    check_place(Path(options.out) / MANIFEST)
 
 
 def _draw_missing(
@@ -126,7 +140,7 @@ def _draw_missing(
     with tqdm(total=total, unit="img", desc=how, delay=0.1, disable=team.rank > 0) as bar:
         for wanted in (units[unit] for unit in mine):
             images = draw(wanted)
-            write_text(folder / "samples.json", manifest)
+            write_text(folder / MANIFEST, manifest)
             for seed, image in zip(wanted, images, strict=True):
                 if not _file(folder, seed).is_file():
                     write_image(_file(folder, seed), image)
@@ -146,7 +160,7 @@ def _file(folder: Path, seed: int) -> Path:
 
 def _check_folder(folder: Path, seeds: range, made: dict[str, object]) -> None:
     """Refuse to add images to a folder whose images were made in another way, or by nobody knows whom."""
-    path = folder / "samples.json"
+    path = folder / MANIFEST
     if not path.is_file():
         foreign = next((_file(folder, seed) for seed in seeds if _file(folder, seed).exists()), None)
         if foreign is not None:

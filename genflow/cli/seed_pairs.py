@@ -89,7 +89,10 @@ def _rule(teacher: Denoiser, options: PairsArguments) -> str | list[int]:
     if teacher.num_classes == 0:
         rule = "none"
     if rule == "none" and options.guidance != 1:
-        raise ValueError(f"--guidance {options.guidance:g} needs classes: leave it out, or give --labels random")
+        advice = (
+            "leave it out, or give --labels random" if teacher.num_classes else "this teacher has none, leave it out"
+        )
+        raise ValueError(f"--guidance {options.guidance:g} needs classes: {advice}")
     return rule
 
 

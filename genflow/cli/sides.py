@@ -10,13 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from genflow.cli.models import is_model
+from genflow.cli.cautions import has_pairs
+from genflow.cli.models import run_of
 from genflow.config import Config, DataConfig
-from genflow.config_files import load_config
 from genflow.data.decoding import Decoding
 from genflow.data.images import EMBEDDED, ImageData, Split, load_images
 from genflow.data.pairs import MOST_PAIRS, is_pairs, load_pairs
-from genflow.denoiser import Denoiser, weights_hash
+from genflow.denoiser import Denoiser, is_saved, saved_in, weights_hash
 from genflow.evaluation.protocol import ImageSet, Sampling
 from genflow.evaluation.references import Reference, is_reference, load_reference
 from genflow.evaluation.sources import FoundImages, Samples, Source
@@ -45,6 +45,8 @@ class Side:
 
     said: ImageSet
     ranges: Sequence[Source]
+    resize: str | None
+    """How the images were resized that these are, or that their model was trained on; None where that is not told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ class ReferenceSide:
 
 def is_measured_model(samples: str) -> bool:
     """Tell whether samples are to be drawn from a model, or a run's."""
-    return is_model(samples) or is_model(str(Path(samples) / "model"))
+    return is_saved(saved_in(samples))
 
 
 def reading_of(given: ReadingArguments, samples: str, reference: str) -> Decoding:
@@ -68,13 +70,6 @@ def reading_of(given: ReadingArguments, samples: str, reference: str) -> Decodin
     if given == ReadingArguments() and is_measured_model(samples) and config is not None:
         how = config.data if reference not in EMBEDDED or reference == config.data.path else given
     return Decoding(how.size or None, how.channels, how.background, how.scale_16_bit)
-
-
-def run_of(samples: str) -> Config | None:
-    """Return the configuration of the run that a model lies in, if it lies in one."""
-    folder = Path(samples)
-    file = (folder.parent if folder.name in ("model", "best") else folder) / "config.toml"
-    return load_config(file) if file.is_file() else None
 
 
 def read_reference(source: str, reading: Decoding, features: str) -> ReferenceSide:
@@ -95,7 +90,8 @@ def read_samples(source: str, reading: Decoding) -> Side:
     """Return images as samples: of an embedded set the part that is trained on."""
     split: Split = "train" if source in EMBEDDED else "all"
     data = read_images(source, split, reading)
-    return Side(said=said_of(data, split), ranges=[FoundImages(data)])
+    said = said_of(data, split)
+    return Side(said=said, ranges=[FoundImages(data)], resize=None if is_pairs(source) else said.resize)
 
 
 def read_images(source: str, split: Split, reading: Decoding) -> ImageData:
@@ -187,7 +183,12 @@ def draw_samples(denoiser: Denoiser, name: str, reference: ReferenceSide, drawin
             ema=None if config is None else f"half-life {config.optim.ema_halflife:,.0f} images",
         ),
     )
-    return Side(said=said, ranges=ranges)
+    return Side(said=said, ranges=ranges, resize=None if config is None else _resized(config))
+
+
+def _resized(config: Config) -> str | None:
+    """Return how a run's images were resized, where its configuration tells: with a size, they may have had it."""
+    return None if config.data.size or has_pairs(config) else "none"
 
 
 def label_rule(denoiser: Denoiser, data: ImageData | None) -> tuple[Callable[[int], int] | None, str]:

@@ -84,9 +84,14 @@ def _check(options: StraightnessArguments) -> None:
         raise ValueError(f"--steps must be at least 2, got {options.steps}: in one step every path is straight")
     if not 0 <= options.first_seed <= 2**64 - options.num:
         raise ValueError(f"seeds must be in [0, 2^64), got --first-seed {options.first_seed} --num {options.num}")
+    twice = next((name for name in options.models if options.models.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is given twice, and is the same model both times: name each once")
     for path in (options.out, options.picture):
         if path is not None:
             check_place(path)
+    if options.picture is not None and options.picture.suffix.lower() != ".png":
+        raise ValueError(f"--picture {options.picture} must end in .png: pictures are written as PNG, and nothing else")
 
 
 def _measure(name: str, model: Denoiser, seeds: range, steps: int, pairs: PairData | None) -> dict[str, Any]:

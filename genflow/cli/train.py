@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +21,15 @@ def train(arguments: Sequence[str], *, prog: str = "genflow train") -> Path:
     from accelerate import PartialState  # torch and its friends load only once the options are known to be right
 
     from genflow.build import build_trainer
+    from genflow.cli.cautions import caution, caution_of_data
 
     check_resume(config)
-    for finding in findings(config):
-        PartialState().print(f"genflow: {finding}", file=sys.stderr)
-    model = build_trainer(config).fit()
+    trainer = build_trainer(config)
+    if PartialState().is_main_process:
+        caution_of_data(config)
+        for finding in findings(config):
+            caution(finding)
+    model = trainer.fit()
     PartialState().print(f"{model}: the model; try  genflow sample {model}")  # once, however many processes there are
     return model
 

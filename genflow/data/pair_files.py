@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -32,6 +32,7 @@ SHARD = 1024  # consecutive seeds a file, always the same ones
 STORED = "stored"  # instead of a generator's name: the noise lies in the shards
 MANIFEST = "manifest.json"
 _FORMAT = "genflow pairs 1"
+_LONG = 30  # characters of a value in a message
 _AGAIN = "remove it, and give the command that made it again"
 
 
@@ -168,7 +169,10 @@ def read_manifest(folder: Path) -> Manifest | None:
             raise ValueError(f"{path} is of format {written!r}, and this genflow reads {_FORMAT!r}")
         return _MANIFEST.validate_json(text)
     except (json.JSONDecodeError, KeyError, TypeError, ValidationError):
-        raise ValueError(f"{path} is damaged: give pairs another folder") from None
+        raise ValueError(
+            f"{path} is damaged, and the pairs beside it are of use only with it: put a copy of it back, or remove"
+            " the folder and make the pairs again"
+        ) from None
 
 
 def begin(folder: Path, manifest: Manifest) -> Manifest:
@@ -186,12 +190,45 @@ def begin(folder: Path, manifest: Manifest) -> Manifest:
             )
         return manifest
     old, new = (each.made | {k: v for k, v in each.identity.items() if k != "made"} for each in (there, manifest))
-    other = [key.replace("_", " ") for key in {**new, **old} if old.get(key) != new.get(key)]
+    other = [f"{key} ({was} there, {now} here)" for key, was, now in _differences(old, new)]
     if other:
         raise ValueError(
             f"{folder} holds pairs of another {' and '.join(other)}: give another --out, or the same as its {MANIFEST}"
         )
     return there if manifest.count <= there.count else manifest
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], within: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yield (what, value there, value here), in words, of all that differs; what follows from that is left out."""
+    for key in dict.fromkeys((*new, *old)):
+        was, now = old.get(key), new.get(key)
+        if was == now or (key in ("times", "network_calls") and _solver(old) != _solver(new)):
+            continue
+        name = f"{within}{key.replace('_', ' ')}"
+        if isinstance(was, dict) and isinstance(now, dict):
+            yield next(_differences(was, now, f"{name} "))  # one says that it is another
+        else:
+            yield name, _in_words(was), _in_words(now)
+
+
+def _solver(made: dict[str, Any]) -> tuple[Any, Any]:
+    return made.get("sampler"), made.get("steps")
+
+
+def _in_words(value: Any) -> str:
+    """Return a value of a manifest, in short."""
+    match value:
+        case None | "":
+            return "none"
+        case dict():
+            return "some"
+        case str() if len(value) > _LONG and " " not in value:
+            return value[:12]  # a fingerprint
+        case str():
+            return value
+        case _:
+            text = json.dumps(value)
+            return text if len(text) <= _LONG else f"{text[: _LONG - 4]} ..."
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

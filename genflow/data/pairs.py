@@ -142,9 +142,12 @@ def load_pairs(source: str | Path, count: int = 0) -> PairData:
         count: take the first so many, by seed, and always the same ones; 0 takes all that are there.
 
     Raises:
-        ValueError: it is no such folder, holds no pairs yet or less than ``count``; a shard is damaged or, in a folder
-            that was finished, missing (named); labels are out of range; the noise was drawn by another generator.
+        ValueError: it is no such folder, holds no pairs yet or less than ``count``, which is 0 or more; a shard is
+            damaged or, in a folder that was finished, missing (named); labels are out of range; the noise was drawn by
+            another generator.
     """
+    if count < 0:
+        raise ValueError(f"the number of pairs must be at least 1, or 0 for all that are there, got {count}")
     folder = expanded(source)
     manifest = read_manifest(folder)
     if manifest is None:

@@ -16,7 +16,7 @@ def check_sizes(samples: ImageSet, reference: ImageSet) -> None:
         return
     raise ValueError(
         f"the samples are {samples.shape} (channels, height, width), {reference.name} is {reference.shape}:"
-        " distances are between images of one size; --data.size reads image files in another"
+        " distances are between images of one size; --data.size reads image files, and mnist5k, in another"
     )
 
 

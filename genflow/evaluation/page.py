@@ -59,6 +59,7 @@ td.bar { min-width: 8rem; } .bar i { display: block; height: .45rem; border-radi
 .fields th { width: 7.5rem; } .sides { display: grid; gap: .25rem 2rem; align-items: start;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); } em { color: var(--soft); }
 .grids { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: 1.1rem; }
+.drawn { max-width: 31rem; margin: 0 auto; }
 figure { margin: 0; } figure img { display: block; width: 100%; height: auto; border-radius: 6px;
   border: 1px solid var(--line); background: #fff; } figcaption { margin-top: .35rem; }
 .warn { background: var(--warntint); border-color: var(--warn); } .warn h2 { color: var(--warn); }

@@ -40,8 +40,8 @@ def generate(
     is bitwise the same whatever ``batch_size``; images agree to one step of uint8, since a network's kernels may
     depend on the batch.
 
-    Raises ``ValueError`` for labels out of range, guidance without labels, a grid that does not fall to 0, unknown
-    samplers and empty seeds.
+    Raises ``ValueError`` for labels out of range, guidance without labels, a grid that does not fall to 0, states that
+    are not finite, unknown samplers and empty seeds.
     """
     _check_request(denoiser, seeds, x, batch_size)
     run = find_sampler(sampler or denoiser.sampler)
@@ -151,7 +151,8 @@ def choose_times(denoiser: Denoiser, steps: int | None, times: Sequence[float] |
     elif steps is not None and steps != len(times) - 1:
         raise ValueError(f"steps is {steps} but times has {len(times) - 1} intervals: give one of the two")
     grid = torch.tensor([float(t) for t in times], dtype=torch.float64)
-    if len(grid) < 2 or (grid.diff() >= 0).any() or grid[-1] != 0 or grid[0] > denoiser.schedule.t_max:
+    falls = (grid.diff() < 0).all()  # asked this way round, what is not a number does not
+    if len(grid) < 2 or not falls or grid[-1] != 0 or grid[0] > denoiser.schedule.t_max:
         raise ValueError(f"times must fall from at most {denoiser.schedule.t_max} to 0, got {list(times)}")
     return grid
 
@@ -161,8 +162,25 @@ def _check_request(denoiser: Denoiser, seeds: Sequence[int], x: Tensor | None, b
         raise ValueError("no seeds: give at least one, one image is made per seed")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if x is not None and tuple(x.shape) != (len(seeds), *denoiser.image_shape):
+    if x is None:
+        return
+    check_finite("x", x)
+    if tuple(x.shape) != (len(seeds), *denoiser.image_shape):
         raise ValueError(f"x must be {(len(seeds), *denoiser.image_shape)}, one state per seed, got {tuple(x.shape)}")
+
+
+def check_finite(name: str, values: Tensor) -> None:
+    """Refuse what is no tensor, such as an array of numpy's, and one with values that are not finite.
+
+    Raises ``ValueError`` that calls it by its name.
+    """
+    if not isinstance(values, Tensor):
+        kind = f"{type(values).__module__}.{type(values).__name__}"
+        raise ValueError(  # noqa: TRY004 (what is given wrongly is one kind of error here)
+            f"{name} must be a tensor, got {kind}: torch.as_tensor makes one of an array"
+        )
+    if not values.isfinite().all():
+        raise ValueError(f"{name} must be finite: some of its values are infinite or not a number")
 
 
 def list_labels(denoiser: Denoiser, labels: int | Sequence[int] | None, count: int) -> list[int] | None:

@@ -28,8 +28,10 @@ def guided(denoiser: Denoiser, y: Tensor | None, *, scale: float, interval: tupl
         raise ValueError(f"guidance must be finite and its interval run from low to high, got {scale}, {interval}")
     if scale == 1:
         return lambda x_t, t, s: denoiser.denoise(x_t, t, y, s)
+    if denoiser.num_classes == 0:
+        raise ValueError(f"guidance {scale:g} needs classes, and this model has none: leave guidance at 1")
     if y is None:
-        raise ValueError(f"guidance {scale} needs labels: give labels, or leave guidance at 1")
+        raise ValueError(f"guidance {scale:g} needs labels: give labels, or leave guidance at 1")
     pair = torch.cat([y, torch.full_like(y, denoiser.num_classes)])
 
     def denoise(x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:

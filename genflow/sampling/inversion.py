@@ -18,10 +18,12 @@ from torch import Tensor
 
 from genflow.denoiser import Denoiser
 from genflow.pixels import to_unit
-from genflow.sampling.generate import carry, choose_times, find_sampler, generate, list_labels
+from genflow.sampling.generate import carry, check_finite, choose_times, find_sampler, generate, list_labels
 from genflow.sampling.noise import SeededNoise
 from genflow.sampling.samplers import Sampler, ancestral, euler, heun
-from genflow.schedules import Schedule
+from genflow.schedules import DiscreteVP, Schedule
+
+_MOST = 4.0  # what a picture in [-1, 1] may reach, with room for all that a model overshoots
 
 
 def invert(
@@ -49,8 +51,8 @@ def invert(
     nothing is left of the image.
     Source: the code of arXiv 2405.20320, whose grid and blend these are on ``Linear``.
 
-    Raises ``ValueError`` for images of another shape or kind, labels out of range, a grid that does not rise from
-    above 0 to ``t_max``, and samplers that do not follow the flow both ways.
+    Raises ``ValueError`` for images of another shape, kind or range, labels out of range, a grid that does not rise
+    from above 0 to ``t_max``, and samplers that do not follow the flow both ways.
     """
     _check_images(denoiser, images)
     seeds = range(len(images)) if seeds is None else seeds
@@ -89,11 +91,15 @@ def decode(
 ) -> Tensor:
     """Return the images (N, C, H, W) that the model makes of noise (N, C, H, W) of unit scale.
 
-    What ``generate`` makes of a seed whose noise this is. Raises ``ValueError`` for what it refuses, and for the
-    sampler ancestral, which adds noise of its own.
+    What ``generate`` makes of a seed whose noise this is. Raises ``ValueError`` for what it refuses, for noise that is
+    not finite, and for the sampler ancestral, which adds noise of its own.
     """
+    check_finite("noise", noise)
     if find_sampler(sampler or denoiser.sampler) is ancestral:
-        raise ValueError("the sampler ancestral adds noise of its own, which hides what was given: give another one")
+        raise ValueError(
+            "the sampler ancestral adds noise of its own, which hides what was given: choose another one for the way"
+            " to images, such as euler or heun"
+        )
     start = denoiser.schedule.sigma(choose_times(denoiser, steps, None)[0]).float()
     return generate(
         denoiser,
@@ -128,26 +134,33 @@ def translate(
     return decode(denoiser, noise, labels=to, sampler=decode_sampler, steps=decode_steps, batch_size=batch_size)
 
 
-def slerp(first: Tensor, second: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
+def slerp(first: Tensor, second: Tensor, weights: float | Sequence[float] | Tensor) -> Tensor:
     """Return noises (M, *S) on the arc from ``first`` (weight 0) to ``second`` (weight 1), both of one shape S.
+
+    One number for ``weights`` (M,) gives one noise, of shape S.
 
     ``sin((1 - w) a) / sin(a) first + sin(w a) / sin(a) second``, where a is the angle between the two as vectors; their
     lengths are left as they are. Noises along one line, which have no arc, are mixed linearly.
     Sources: "Animating Rotation with Quaternion Curves", SIGGRAPH 1985; the code of arXiv 2405.20320.
 
-    Raises ``ValueError`` for noises of two shapes.
+    Raises ``ValueError`` for noises of two shapes, noises and weights that are not finite, and weights in a table.
     """
+    check_finite("first", first)
+    check_finite("second", second)
     if first.shape != second.shape:
         raise ValueError(f"noises must be of one shape, got {tuple(first.shape)} and {tuple(second.shape)}")
     w = torch.as_tensor(weights, dtype=torch.float64, device="cpu")
+    check_finite("weights", w)
+    if w.ndim > 1:
+        raise ValueError(f"weights must be one number or a list of them, got shape {tuple(w.shape)}")
     a, b = first.flatten().double().cpu(), second.flatten().double().cpu()
     cosine = torch.dot(a, b) / (a.norm() * b.norm())
     angle = torch.acos(cosine.clamp(-1, 1))
     left, right = 1 - w, w
     if torch.sin(angle) > 1e-6:  # neither along one line nor zero, whose angle is no number
         left, right = (torch.sin(share * angle) / torch.sin(angle) for share in (left, right))
-    mixed = left[:, None] * a + right[:, None] * b
-    return mixed.view(-1, *first.shape).to(first)
+    mixed = left[..., None] * a + right[..., None] * b
+    return mixed.view(*w.shape, *first.shape).to(first)
 
 
 def rising_times(schedule: Schedule, steps: int) -> Tensor:
@@ -156,9 +169,15 @@ def rising_times(schedule: Schedule, steps: int) -> Tensor:
     It is the schedule's own: the coarsest whose times above ``t_min`` are as many as steps. On ``Linear`` that is
     [0.001, 1/N, 2/N, ..., 1], on ``VE`` sigma_min and up.
 
-    Raises ``ValueError`` for less than 1 step, ``TypeError`` for a number that is no integer.
+    Raises ``ValueError`` for less than 1 step and for more than a table of betas has, ``TypeError`` for a number that
+    is no integer.
     """
     low = schedule.t_min
+    if isinstance(schedule, DiscreteVP) and steps >= schedule.count:
+        raise ValueError(
+            f"steps must be at most {schedule.count - 1} from an image to noise, from the first to the last entry of"
+            f" the table of betas, got {steps}"
+        )
     grids = (schedule.times(count) for count in itertools.count(operator.index(steps)))
     own = next(times for grid in grids if len(times := grid[grid > 1.000001 * low]) == steps)
     return torch.cat([own, own.new_tensor([low])]).flip(0)
@@ -204,12 +223,14 @@ def _choose_rising(denoiser: Denoiser, steps: int | None, times: Sequence[float]
         raise ValueError(f"steps is {steps} but times has {len(times) - 1} intervals: give one of the two")
     grid = torch.tensor([float(t) for t in times], dtype=torch.float64)
     t_max = denoiser.schedule.t_max
-    if len(grid) < 2 or (grid.diff() <= 0).any() or grid[0] <= 0 or grid[-1] != t_max:
+    rises = (grid.diff() > 0).all()  # asked this way round, what is not a number does not
+    if len(grid) < 2 or not rises or grid[0] <= 0 or grid[-1] != t_max:
         raise ValueError(f"times must rise from above 0 to {t_max}, got {list(times)}")
     return grid
 
 
 def _check_images(denoiser: Denoiser, images: Tensor) -> None:
+    check_finite("images", images)
     if tuple(images.shape[1:]) != denoiser.image_shape or len(images) == 0:
         raise ValueError(
             f"images must be {('N', *denoiser.image_shape)}, as this model draws them, got {tuple(images.shape)}"
@@ -218,5 +239,9 @@ def _check_images(denoiser: Denoiser, images: Tensor) -> None:
         return
     if not images.is_floating_point():
         raise ValueError(f"images must be uint8, or floating point in [-1, 1], got {images.dtype}")
-    if not images.isfinite().all():
-        raise ValueError("images must be finite: some of their values are infinite or not a number")
+    largest = float(images.abs().max())
+    if denoiser.image_shape[0] in (1, 3) and largest > _MOST:  # of latents, who knows
+        raise ValueError(
+            f"images of floating point must be in [-1, 1], and these reach {largest:g}: give them as uint8,"
+            " or x / 127.5 - 1"
+        )

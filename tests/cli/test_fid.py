@@ -9,11 +9,13 @@ import torch
 from launch import together
 from PIL import Image
 from small import make_config
+from teachers import make_teacher
 
 from genflow.build import build_denoiser, export
 from genflow.cli.main import main
 from genflow.data.images import load_images
-from genflow.evaluation.protocol import Result, load_results
+from genflow.evaluation.protocol import Figure, Result, load_results
+from genflow.evaluation.wording import show
 
 TINY = ["--backbone.width", "16", "--train.batch-size", "8", "--train.steps", "2", "--train.preview-every", "0"]
 
@@ -163,9 +165,24 @@ def test_several_numbers_of_steps_are_measured_in_one_go(model, capsys) -> None:
     alone, _ = measured(capsys, model, "digits", "--num", "100", "--steps", "3", "--sampler", "heun")
     assert alone == three
     page = Path("report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3  # two numbers of steps, and the reference
+    assert page.count("data:image/png;base64,") == 4  # two numbers of steps, the reference, and the paths
     assert "<svg" in page
     assert "--steps 1,3" in page
+
+
+def test_the_page_of_a_rectified_flow_tells_how_straight_it_is_and_of_others_does_not(model, capsys) -> None:
+    given = ["--num", "50", "--steps", "1", "--report", "report.html"]
+    assert main(["fid", str(model), "digits", *given]) == 0
+    page = Path("report.html").read_text()
+    assert main(["straightness", str(model), "--out", "flow.json"]) == 0
+    (flow,) = json.loads(Path("flow.json").read_text())["models"]
+    for name in ("straightness", "one_step_gap"):
+        assert f"<dd>{show(name, Figure(**flow[name]))}</dd>" in page
+    assert "Of 256 seeds in 32 steps" in page
+    make_teacher(Path("edm"), classes=10)
+    for samples in (["edm", "digits", *given], ["digits", "digits", "--report", "report.html"]):
+        assert main(["fid", *samples]) == 0
+        assert "Straightness" not in Path("report.html").read_text()
 
 
 def test_other_seeds_are_other_samples(model, capsys) -> None:
@@ -386,12 +403,28 @@ def test_a_run_is_measured_on_images_read_as_it_read_them(tmp_path, capsys) -> N
     assert "FD-12[digits,uint8,png] = " in shown
 
 
+def test_a_run_on_images_as_they_are_differs_from_a_resized_reference(tmp_path, capsys) -> None:
+    assert main(["train", "tiny-edm", *TINY, "--name", "plain"]) == 0
+    large = write(tmp_path / "large", np.random.default_rng(3).integers(0, 256, (12, 1, 16, 16), dtype=np.uint8))
+    given = [large, "--features", "digits", "--num", 8, "--steps", 1, "--data.size", 8]
+    _, shown = measured(capsys, "runs/plain", *given)
+    assert "resizing differs: samples none, reference bicubic antialiased 8x8" in shown
+
+
 def test_a_run_on_smaller_mnist5k_is_measured_at_its_size(capsys) -> None:
     given = ["--data.path", "mnist5k", "--data.size", "16", "--train.evaluate-every", "1", "--name", "small16"]
     assert main(["train", "tiny-edm", *TINY, *given]) == 0
-    result, _ = measured(capsys, "runs/small16", "mnist5k", "--num", 20, "--steps", 1)
+    result, shown = measured(capsys, "runs/small16", "mnist5k", "--num", 20, "--steps", 1)
     assert result.protocol.reference.resize == "bicubic antialiased 16x16"
     assert result.protocol.network.resize == "bicubic 16 to 28"
+    assert "resizing differs" not in shown  # its images and the reference were resized alike
+    assert main(["pairs", "runs/small16", "--num", "20", "--steps", "1", "--out", "pairs"]) == 0
+    _, shown = measured(capsys, "pairs", "mnist5k", "--data.size", 16, "--features", "pixels")
+    assert "resizing differs" not in shown
+    on_pairs = ["--data.path", "pairs", "--init", "runs/small16", "--name", "student"]
+    assert main(["train", "tiny-edm", *TINY, *on_pairs]) == 0
+    _, shown = measured(capsys, "runs/student", "mnist5k", "--data.size", 16, "--num", 20, "--steps", 1)
+    assert "resizing differs" not in shown
     logged = [json.loads(line) for line in Path("runs/small16/log.jsonl").read_text().splitlines()]
     assert any("frechet_train" in line for line in logged)
 

@@ -165,7 +165,11 @@ def test_pairs_of_other_images_are_not_continued(model, photos, tmp_path, capsys
     with np.load(photos) as held:
         np.savez(tmp_path / "other.npz", images=held["images"][::-1], labels=held["labels"][::-1])
     assert main(command(model, tmp_path / "other.npz", tmp_path / "out", "--num", "9")) == 2
-    assert "holds pairs of another images: give another --out" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    theirs, ours = (load_images(each).fingerprint[:12] for each in (photos, tmp_path / "other.npz"))
+    assert f"holds pairs of another images fingerprint ({theirs} there, {ours} here): give another --out" in said
+    assert main(command(model, tmp_path / "out", tmp_path / "again")) == 2
+    assert f"{tmp_path / 'out'} is a folder of pairs, whose images have their noise already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

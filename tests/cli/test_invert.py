@@ -166,6 +166,8 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_written(
         ("mnist5k", "the images of mnist5k-test are 28x28 of 1 channels, and this model's 8x8 of 1"),
         ("digits", "have 10 classes, and this model 3: give --labels none"),
         ("digitz", "did you mean 'digits'?"),
+        ("mnist5k", "and this model's 8x8 of 1: --data.size 8 resizes them"),
+        ("shapes", "files in a folder or zip are converted by --data.size 8 --data.channels 1"),
     ],
 )
 def test_images_that_do_not_fit_the_model(images, said, model, tmp_path, capsys) -> None:
@@ -187,6 +189,26 @@ def test_models_that_cannot_be_followed_back_and_forth(photos, tmp_path, capsys)
     make_teacher(tmp_path / "latents", shape=(4, 8, 8), classes=0)
     assert main(["invert", str(tmp_path / "latents"), str(photos), "--out", str(tmp_path / "out")]) == 2
     assert "draws latents of 4 channels, not pictures" in capsys.readouterr().err
+
+
+def test_a_model_that_adds_noise_of_its_own_is_solved_by_euler_both_ways(photos, tmp_path, capsys) -> None:
     make_teacher(tmp_path / "noisy", sampler="ancestral")
-    assert main(["invert", str(tmp_path / "noisy"), str(photos), "--out", str(tmp_path / "out")]) == 2
-    assert "ancestral adds noise of its own: give --decode-sampler" in capsys.readouterr().err
+    given = ["invert", str(tmp_path / "noisy"), str(photos), "--num", "2", "--out"]
+    assert main([*given, str(tmp_path / "out")]) == 0
+    assert "4 network calls to noise and 4 back, by euler" in capsys.readouterr().out
+    assert main([*given, str(tmp_path / "heun"), "--sampler", "heun"]) == 0
+    assert "8 network calls to noise and 7 back, by heun" in capsys.readouterr().out
+
+
+def test_advice_for_a_model_without_classes_fits(photos, tmp_path, capsys) -> None:
+    make_teacher(tmp_path / "plain", classes=0)
+    assert main(["invert", str(tmp_path / "plain"), str(photos), "--to", "1", "--out", str(tmp_path / "out")]) == 2
+    assert "--to translates to classes, and this model has none: leave it out" in capsys.readouterr().err
+
+
+def test_the_rule_for_straight_flows_is_warned_of_on_the_way_back(model, photos, tmp_path, capsys) -> None:
+    given = ["invert", str(model), str(photos), "--num", "2", "--decode-sampler", "straight", "--decode-steps"]
+    assert main([*given, "2", "--out", str(tmp_path / "two")]) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert main([*given, "3", "--out", str(tmp_path / "three")]) == 0
+    assert "the sampler straight solves straight flows only" in capsys.readouterr().err

@@ -220,7 +220,11 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_written(given, said,
 
 @pytest.mark.parametrize(
     ("given", "named"),
-    [(["--steps", "3"], "steps and times and network calls"), (["--labels", "none"], "labels and num classes")],
+    [
+        (["--steps", "3"], "steps (2 there, 3 here)"),
+        (["--sampler", "euler"], "sampler (heun there, euler here)"),
+        (["--labels", "none"], "labels (random there, none here) and num classes (3 there, 0 here)"),
+    ],
 )
 def test_a_folder_is_continued_only_as_it_was_begun(given, named, model, tmp_path, capsys) -> None:
     command = ["pairs", str(model), "--num", "10", "--steps", "2", "--out", str(tmp_path / "out")]
@@ -235,9 +239,20 @@ def test_pairs_of_another_teacher_are_not_continued(model, tmp_path, capsys) -> 
     """Another one in its weights alone, too."""
     command = ["--num", "10", "--steps", "2", "--out", str(tmp_path / "out")]
     assert main(["pairs", str(model), *command]) == 0
-    make_teacher(tmp_path / "other", seed=2)
+    other = make_teacher(tmp_path / "other", seed=2)
     assert main(["pairs", str(tmp_path / "other"), *command]) == 2
-    assert "holds pairs of another teacher: give another --out" in capsys.readouterr().err
+    theirs, ours = (weights_hash(each)[:12] for each in (Denoiser.from_pretrained(model), other))
+    said = f"holds pairs of another teacher weights ({theirs} there, {ours} here): give another --out"
+    assert said in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(model, tmp_path, capsys) -> None:
+    (tmp_path / "out").write_text("mine")
+    assert main(["pairs", str(model), "--num", "2", "--out", str(tmp_path / "out")]) == 2
+    assert f"{tmp_path / 'out'} is a file, not a folder" in capsys.readouterr().err
+    assert main(["sample", str(model), "--num", "2", "--out", str(tmp_path / "out")]) == 2
+    assert f"{tmp_path / 'out'} is a file, not a folder" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "mine"
 
 
 def test_teachers_of_latents_are_refused(tmp_path, capsys) -> None:
@@ -261,11 +276,13 @@ def test_a_damaged_shard_is_named_and_once_removed_made_again(model, tmp_path, c
     assert files(tmp_path / "out") == before
 
 
-def test_a_teacher_without_classes_makes_pairs_without_labels(tmp_path) -> None:
+def test_a_teacher_without_classes_makes_pairs_without_labels(tmp_path, capsys) -> None:
     make_teacher(tmp_path / "model", classes=0)
     data = made(tmp_path / "model", tmp_path / "out")
     assert (data.labels, data.num_classes) == (None, 0)
     assert data.manifest.made["labels"] == "none"
+    assert main(["pairs", str(tmp_path / "model"), "--out", str(tmp_path / "no"), "--guidance", "2"]) == 2
+    assert "--guidance 2 needs classes: this teacher has none, leave it out" in capsys.readouterr().err
 
 
 def test_guidance_that_is_no_number_leaves_no_manifest_behind(model, tmp_path, capsys) -> None:

@@ -113,6 +113,8 @@ def test_every_line_is_drawn_in_its_panel() -> None:
         ("{root}/latent --picture p.png", ["grey or RGB", "(4, 8, 8)"]),
         ("{root}/still --picture {root}", ["is a folder: give the name of a file"]),
         ("{root}/still --device abacus", ["abacus"]),
+        ("{root}/still {root}/teacher {root}/still", ["still is given twice, and is the same model both times"]),
+        ("{root}/still --picture s.jpg", ["--picture s.jpg must end in .png: pictures are written as PNG"]),
     ],
 )
 def test_bad_input_is_refused_in_one_line(arguments, said, root, tmp_path, monkeypatch, capsys) -> None:

@@ -1,6 +1,7 @@
 """Reflow pairs on the disk: whole or refused, small, usable by halves, and with the noise they were made of."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,6 +163,8 @@ def test_the_first_pairs_are_the_same_set_however_many_follow(tmp_path) -> None:
     assert load_pairs(tmp_path / "b", 1024).fingerprint == found[1024].fingerprint
     with pytest.raises(ValueError, match="holds 1024 pairs in a row"):
         load_pairs(tmp_path / "b", 1025)
+    with pytest.raises(ValueError, match="at least 1, or 0 for all that are there, got -3"):
+        load_pairs(tmp_path / "a", -3)
 
 
 @pytest.mark.parametrize("change", ["pixel", "label", "made", "first", "classes"])
@@ -278,7 +281,7 @@ def test_a_damaged_manifest_is_named(text: str, tmp_path) -> None:
     (tmp_path / "manifest.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     assert is_pairs(tmp_path)
     for look in (load_pairs, lambda folder: begin(folder, manifest(5))):
-        with pytest.raises(ValueError, match=r"manifest.json is damaged"):
+        with pytest.raises(ValueError, match=r"manifest.json is damaged.*put a copy of it back, or remove the folder"):
             look(tmp_path)
 
 
@@ -300,15 +303,24 @@ def test_other_folders_are_no_pairs(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("other", "named"),
     [
-        (manifest(50, teacher={"weights": "xyz"}), "teacher"),
-        (manifest(50, steps=19, labels="none"), "steps and labels"),
-        (manifest(50, 1), "first seed"),
-        (manifest(50, shape=(1, 4, 4)), "image shape"),
+        (manifest(50, teacher={"weights": "xyz"}), "teacher weights (abc there, xyz here)"),
+        (manifest(50, teacher={"weights": "0123456789abcdef" * 4}), "teacher weights (abc there, 0123456789ab here)"),
+        (
+            manifest(50, steps=19, times=[80.0, 0.0], network_calls=37, labels="none"),
+            "steps (18 there, 19 here) and labels (random there, none here)",
+        ),
+        (
+            manifest(50, times=[1 / k for k in range(1, 19)]),
+            "times (none there, [1.0, 0.5, 0.3333333333333 ... here)",
+        ),
+        (manifest(50, images={"fingerprint": "abc"}), "images (none there, some here)"),
+        (manifest(50, 1), "first seed (0 there, 1 here)"),
+        (manifest(50, shape=(1, 4, 4)), "image shape ([3, 4, 4] there, [1, 4, 4] here)"),
     ],
 )
 def test_a_folder_of_other_pairs_is_not_continued(other: Manifest, named: str, tmp_path) -> None:
     write(tmp_path, manifest(50))
-    with pytest.raises(ValueError, match=f"holds pairs of another {named}: give another --out"):
+    with pytest.raises(ValueError, match=re.escape(f"holds pairs of another {named}: give another --out")):
         begin(tmp_path, other)
 
 

@@ -57,7 +57,9 @@ def test_lossless_codecs_are_all_one_and_what_is_unknown_is_not_called_a_differe
 def test_sizes_must_agree():
     check_sizes(IMAGES, replace(IMAGES, shape=(1, 32, 32), name="grey"))
     check_sizes(IMAGES, replace(IMAGES, shape=None))
-    with pytest.raises(ValueError, match=r"\(3, 32, 32\) .* big is \(3, 64, 64\).*--data\.size"):
+    with pytest.raises(
+        ValueError, match=r"\(3, 32, 32\) .* big is \(3, 64, 64\).*--data\.size reads image files, and mnist5k"
+    ):
         check_sizes(IMAGES, replace(IMAGES, shape=(3, 64, 64), name="big"))
 
 

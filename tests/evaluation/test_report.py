@@ -16,7 +16,8 @@ from PIL import Image
 
 from genflow.evaluation.curve import curve, series_of
 from genflow.evaluation.protocol import Figure
-from genflow.evaluation.report import write_report
+from genflow.evaluation.report import Flow, write_report
+from genflow.evaluation.straightness import Straightness
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=http://evil/x onerror=alert(1)>"
 VOID = {"meta", "img", "br", "circle", "line", "path", "polyline"}
@@ -118,6 +119,24 @@ def test_pictures_lie_in_the_page_to_the_last_pixel(tmp_path):
         with Image.open(io.BytesIO(base64.b64decode(each["src"].split(",")[1]))) as picture:
             pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(5, 7, -1)
         assert torch.equal(pixels.movedim(2, 0), image)
+
+
+def test_the_flow_of_the_model_stands_in_a_part_of_its_own(tmp_path):
+    found = Straightness(
+        straightness=Figure(value=0.0913, standard_error=0.0017),
+        one_step_gap=Figure(value=0.1763, standard_error=0.0035),
+        times=(1.0, 0.5, 0.0),
+        profile=(0.3, 0.1),
+    )
+    flow = Flow(found=found, seeds=9, picture=torch.zeros(3, 5, 7, dtype=torch.uint8))
+    write_report(tmp_path / "flow.html", steps(1), {}, "a", flow=flow)
+    page = Page((tmp_path / "flow.html").read_text(encoding="utf-8"))
+    part = page.said()[page.said().index("Straightness of the flow") :]
+    told = ("0.0913 ± 0.0017", "1 against 2 steps 0.1763 ± 0.0035", "images 50%, 33%, 17%", "Of 9 seeds in 2 steps")
+    assert all(words in part for words in told)
+    assert [attributes["width"] for tag, attributes in page.elements if tag == "img"] == ["7"]
+    (tmp_path / "flow.html").unlink()
+    assert "Straightness" not in written(tmp_path, steps(1)).said()
 
 
 def test_the_best_figure_stands_first_with_its_protocol_and_the_floor(tmp_path):

@@ -43,10 +43,21 @@ def test_moments_and_quantiles_of_the_published_shape() -> None:
     assert ((t < 0.1) | (t > 0.9)).double().mean() == pytest.approx(0.345007, abs=2e-3)
     assert ((t < 0.05) | (t > 0.95)).double().mean() == pytest.approx(0.188782, abs=2e-3)
     assert (1 - t).mean() == pytest.approx(0.5, abs=2e-3)
+    assert stats.kurtosis(t.numpy(), fisher=False) == pytest.approx(1.4641, abs=3e-3)
+    assert ((t < 0.25) | (t > 0.75)).double().mean() == pytest.approx(0.675973, abs=2e-3)
     u = torch.tensor([0.01, 0.05, 0.10, 0.25, 0.40], dtype=torch.float64)
     expected = [0.0048655, 0.0252919, 0.0532937, 0.1607639, 0.3316679]
     assert UShaped(rim=0).quantile(u).tolist() == pytest.approx(expected, abs=1e-7)
     assert float((1 / draw(4.0, rim=1e-5)).mean()) == pytest.approx(20.536, rel=0.05)
+
+
+def test_the_density_at_the_middle_and_at_the_ends() -> None:
+    """By the slope of the quantile: 0.551441 and 2.07463, whose ratio is cosh 2."""
+    h = 1e-6
+    u = torch.tensor([0.0, h, 0.5 - h / 2, 0.5 + h / 2, 1 - h, 1.0], dtype=torch.float64)
+    low, middle, high = (h / UShaped(rim=0).quantile(u).diff()[::2]).tolist()
+    assert (low, middle, high) == pytest.approx((2.07463, 0.551441, 2.07463), rel=1e-4)
+    assert low / middle == pytest.approx(math.cosh(2), rel=1e-4)
 
 
 @pytest.mark.parametrize(

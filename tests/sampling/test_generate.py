@@ -147,11 +147,15 @@ def test_states_can_be_given() -> None:
         ({"steps": 0}, "at least 1"),
         ({"times": [1.0, 2.0, 0.0]}, "must fall"),
         ({"times": [1.0, 0.5]}, "must fall"),
+        ({"times": [80.0, float("nan"), 0.0]}, "must fall"),
+        ({"times": [float("nan"), 0.0]}, "must fall"),
         ({"times": [90.0, 0.0]}, "at most 80"),
         ({"steps": 3, "times": [1.0, 0.0]}, "give one of the two"),
         ({"sampler": "hein"}, "unknown sampler 'hein'"),
         ({"batch_size": 0}, "batch_size"),
         ({"x": torch.zeros(2, 1, 4, 4)}, "one state per seed"),
+        ({"x": torch.full((3, 1, 4, 4), float("inf"))}, "x must be finite"),
+        ({"x": torch.zeros(3, 1, 4, 4).numpy()}, "x must be a tensor, got numpy"),
     ],
 )
 def test_bad_requests(options: dict, message: str) -> None:
@@ -162,6 +166,8 @@ def test_bad_requests(options: dict, message: str) -> None:
 def test_labels_without_classes_and_no_seeds() -> None:
     with pytest.raises(ValueError, match="no classes"):
         generate(counting_denoiser(VE(), classes=0), range(3), labels=1)
+    with pytest.raises(ValueError, match="guidance 2 needs classes, and this model has none: leave guidance at 1"):
+        generate(counting_denoiser(VE(), classes=0), range(3), guidance=2.0)
     with pytest.raises(ValueError, match="no seeds"):
         generate(counting_denoiser(VE()), [])
 

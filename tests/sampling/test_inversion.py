@@ -79,7 +79,7 @@ def test_known_grids() -> None:
     assert torch.allclose(rising_times(VE(), 18), VE().times(19)[:-1].flip(0), rtol=1e-9)
     assert rising_times(DiscreteVP(), 999).tolist() == [(k + 1) / 1000 for k in range(1000)]
     assert len(rising_times(Linear(), 5000)) == 5001
-    for steps, said in ((0, "at least 1"), (1000, "at most 1000")):
+    for steps, said in ((0, "at least 1"), (1000, "at most 999"), (5000, "at most 999")):
         with pytest.raises(ValueError, match=said):
             rising_times(DiscreteVP(), steps)
 
@@ -253,6 +253,8 @@ def test_training_mode_is_left_as_it_was() -> None:
         ({"times": [0.1, 0.5]}, r"rise from above 0 to 80"),
         ({"times": [0.0, 80.0]}, r"rise from above 0"),
         ({"times": [80.0, 0.1]}, r"must rise"),
+        ({"times": [0.1, math.nan, 80.0]}, r"must rise"),
+        ({"times": [math.nan, 80.0]}, r"must rise"),
         ({"steps": 3, "times": [0.1, 80.0]}, "give one of the two"),
     ],
 )
@@ -269,6 +271,11 @@ def test_bad_requests(options: dict, message: str) -> None:
         (torch.zeros(0, 1, 4, 4), "images must be"),
         (torch.zeros(3, 1, 4, 4, dtype=torch.int32), "uint8, or floating point"),
         (torch.full((3, 1, 4, 4), math.nan), "must be finite"),
+        (
+            torch.full((3, 1, 4, 4), 255.0),
+            r"must be in \[-1, 1\], and these reach 255: give them as uint8, or x / 127.5",
+        ),
+        (torch.zeros(3, 1, 4, 4).numpy(), r"images must be a tensor, got numpy\.ndarray: torch\.as_tensor makes one"),
     ],
 )
 def test_bad_images(images: Tensor, message: str) -> None:
@@ -276,11 +283,39 @@ def test_bad_images(images: Tensor, message: str) -> None:
         invert(counting_denoiser(VE()), images)
 
 
+def test_latents_may_reach_further_than_pictures() -> None:
+    denoiser = Denoiser(CountingNetwork(0), VE(), Karras(), image_shape=(4, 4, 4))
+    assert invert(denoiser, torch.full((1, 4, 4, 4), 30.0), steps=2).shape == (1, 4, 4, 4)
+    overshot = Denoiser(CountingNetwork(0), VE(), Karras(), image_shape=SHAPE)
+    assert invert(overshot, torch.full((1, *SHAPE), -1.5), steps=2).shape == (1, *SHAPE)
+
+
+def test_translations_refuse_what_inversions_do() -> None:
+    with pytest.raises(ValueError, match="these reach 255"):
+        translate(counting_denoiser(VE()), torch.full((3, *SHAPE), 255.0), labels=1, to=2)
+
+
+@pytest.mark.parametrize(
+    ("noise", "message"),
+    [
+        (torch.full((3, *SHAPE), math.nan), "noise must be finite"),
+        (torch.zeros(3, *SHAPE).numpy(), "noise must be a tensor, got numpy"),
+        (torch.zeros(3, 1, 4, 5), r"\(3, 1, 4, 4\)"),
+    ],
+)
+def test_bad_noise(noise: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        decode(counting_denoiser(VE()), noise)
+
+
 def test_labels_without_classes_and_noise_of_their_own_are_refused() -> None:
     with pytest.raises(ValueError, match="no classes"):
         invert(counting_denoiser(VE(), classes=0), torch.zeros(3, *SHAPE), labels=1)
     with pytest.raises(ValueError, match="ancestral adds noise of its own"):
         decode(counting_denoiser(VE()), torch.zeros(3, *SHAPE), sampler="ancestral")
+    noisy = Denoiser(CountingNetwork(), VE(), Karras(), image_shape=SHAPE, sampler="ancestral")
+    with pytest.raises(ValueError, match="choose another one for the way to images, such as euler or heun"):
+        decode(noisy, torch.zeros(3, *SHAPE))
     with pytest.raises(ValueError, match="ancestral adds noise of its own"):
         translate(counting_denoiser(VE()), torch.zeros(3, *SHAPE), labels=1, to=2, decode_sampler="ancestral")
 
@@ -317,6 +352,20 @@ def test_lengths_are_not_normalised_and_lines_are_followed() -> None:
     assert slerp(a, 0 * a, [0.5]).tolist() == [[[[1.0, 0.0]]]]
     with pytest.raises(ValueError, match="one shape"):
         slerp(a, torch.zeros(1, 3), [0.5])
+
+
+def test_one_weight_gives_one_noise_and_what_is_no_weight_is_refused() -> None:
+    a, b = torch.randn(2, 1, 4, 4)
+    for weight in (0.5, torch.tensor(0.5)):
+        assert torch.equal(slerp(a, b, weight), slerp(a, b, [0.5])[0])
+    assert torch.equal(slerp(a, a, 1), a)
+    for weights, said in ((math.nan, "weights must be finite"), ([[0.5]], r"weights .* got shape \(1, 1\)")):
+        with pytest.raises(ValueError, match=said):
+            slerp(a, b, weights)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="first must be a tensor, got numpy"):
+        slerp(a.numpy(), b, 0.5)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="second must be finite"):
+        slerp(a, b / 0, 0.5)
 
 
 @pytest.mark.parametrize(("steps", "error"), [(1.5, TypeError), (0, ValueError)])
