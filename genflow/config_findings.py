@@ -74,6 +74,11 @@ def _check_consistency(config: Config, objective: ConsistencyConfig) -> None:
                 f"curriculum stuck: objective.levels.curriculum doubles from {first} to at most {last} intervals, so it"
                 f" never does; iCT goes from 10 to 1280"
             )
+        case EasyLevelsConfig() if not isinstance(config.parameterization, KarrasConfig):
+            raise ValueError(
+                "objective.levels Easy (ECT) goes down to noise level 0 and needs parameterization Karras:"
+                f" {config.parameterization.type} stops above it"
+            )
         case EasyLevelsConfig() if not config.init:
             raise ValueError(
                 "objective.levels Easy (ECT) starts from a trained diffusion model of schedule VE and parameterization"
@@ -88,6 +93,15 @@ def findings(config: Config) -> list[str]:
     if not isinstance(config.objective, ConsistencyConfig):
         return []
     return [*_of_method(config, config.objective), *_of_training(config)]
+
+
+def _improved(objective: ConsistencyConfig) -> bool:
+    """Tell iCT and ECT from CT and CD, which were published with Fourier scale 16, an average and no dropout."""
+    match objective.levels:
+        case GridLevelsConfig(curriculum=DoublingConfig()) | EasyLevelsConfig():
+            return True
+        case _:
+            return False
 
 
 def _of_method(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
@@ -111,14 +125,15 @@ def _of_method(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
             )
         case _:
             pass
-    grows = isinstance(levels, GridLevelsConfig) and isinstance(levels.curriculum, DoublingConfig)
-    if isinstance(objective.target, AveragedWeightsConfig) and (grows or isinstance(levels, EasyLevelsConfig)):
+    if isinstance(objective.target, AveragedWeightsConfig) and _improved(objective):
         yield (
             "an average of weights as teacher: iCT and ECT learn from the weights of the moment (objective.target"
             " Current); the average is for sampling"
         )
+    if not config.backbone.dropout and config.train.steps > 10_000 and _improved(objective):
+        yield "no dropout: iCT has 0.3 on CIFAR-10, 0.2 on ImageNet-64"
     match config.backbone:
-        case UNetConfig(fourier_scale=scale) if scale > LARGEST_FOURIER_SCALE:
+        case UNetConfig(fourier_scale=scale) if scale > LARGEST_FOURIER_SCALE and _improved(objective):
             yield (
                 f"Fourier scale {scale:g}: the embedding of neighbouring noise levels differs far too much; iCT has"
                 " backbone.fourier_scale = 0.02, and 0 (positional) is about as calm"
@@ -143,14 +158,18 @@ def _of_training(config: Config) -> Iterator[str]:
         unusual.append(f"weight_decay = {optim.weight_decay:g}")
     if optim.decay != "constant":
         unusual.append(f"decay = {optim.decay}")
+    if optim.warmup:
+        unusual.append(f"warmup = {optim.warmup}")
+    if optim.clip:
+        unusual.append(f"clip = {optim.clip:g}")
     if optim.beta1 != 0.9:
         unusual.append(f"beta1 = {optim.beta1:g}")
+    if optim.beta2 != 0.999:
+        unusual.append(f"beta2 = {optim.beta2:g}")
     if unusual:
         yield (
-            "optimiser: published runs have RAdam at a constant rate, beta1 0.9 and no weight decay; here"
-            f" {', '.join(unusual)}"
+            "optimiser: published runs have RAdam at a constant rate from the start, betas 0.9 and 0.999, no weight"
+            f" decay and no clipping; here {', '.join(unusual)}"
         )
     if not optim.ema_halflife:
         yield "no average of weights: the model that is sampled from is the last step's, which is far worse"
-    if not config.backbone.dropout and config.train.steps > 10_000:
-        yield "no dropout: iCT has 0.3 on CIFAR-10, 0.2 on ImageNet-64"
