@@ -76,7 +76,7 @@ class Consistency(Objective):
         device = x_t.device
         with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
             goal = self.target.network(self.denoiser).denoise(x_s, s, y, augment=batch.augment)
-        torch.clear_autocast_cache()  # older torch keeps the weights that it rounded, without gradients, for the student
+        torch.clear_autocast_cache()  # older torch keeps weights that it rounded without gradients
         return goal
 
     def after_step(self, step: int) -> None:
