@@ -113,29 +113,46 @@ def test_recipes_are_found_by_name_and_by_path(tmp_path) -> None:
     assert "tiny-rf" in complaint(find_recipe, "zzz")
 
 
+REGRESSION = '[objective]\ntype = "Regression"\n'
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("sed = 1", "unknown key sed; did you mean seed?"),
         ("[optim]\nlearning = 1", "unknown key optim.learning; allowed are rule, lr, warmup,"),
         ('[backbone]\ntype = "UNet"\nwidht = 3', "unknown key backbone.widht; did you mean width?"),
-        ('[objective.times]\ntype = "LogNormal"\nmaen = 0.0', "unknown key objective.times.maen; did you mean mean?"),
+        (
+            REGRESSION + '[objective.times]\ntype = "LogNormal"\nmaen = 0.0',
+            "unknown key objective.times.maen; did you mean mean?",
+        ),
         ('[backbone]\ntype = "UNet"\npatch_size = 2', "unknown key backbone.patch_size; allowed are type, width,"),
         ('[backbone]\ntype = "DiT"\nmultipliers = [1]', "unknown key backbone.multipliers"),
         ('[schedule]\ntype = "Linear"\nsigma_max = 80.0', "unknown key schedule.sigma_max; allowed are type"),
         ('[schedule]\ntype = "VX"', "schedule.type is 'VX', allowed are VE, VP, DiscreteVP, Cosine, Linear"),
-        ('[objective.times]\ntype = "Normal"', "objective.times.type is 'Normal', allowed are Uniform, LogNormal"),
-        ('[objective.metric]\ntype = "L2"', "objective.metric.type is 'L2', allowed are SquaredL2, PseudoHuber, LPIPS"),
         (
-            '[objective.metric]\ntype = "LPIPSHuber"\n[objective.metric.perceptual]\ntype = "VGG"\nweight = "x"',
+            REGRESSION + '[objective.times]\ntype = "Normal"',
+            "objective.times.type is 'Normal', allowed are Uniform, LogNormal",
+        ),
+        (
+            REGRESSION + '[objective.metric]\ntype = "L2"',
+            "objective.metric.type is 'L2', allowed are SquaredL2, L1, Norm, PseudoHuber, LPIPS",
+        ),
+        (
+            REGRESSION
+            + '[objective.metric]\ntype = "LPIPSHuber"\n[objective.metric.perceptual]\ntype = "VGG"\nweight = "x"',
             "unknown key objective.metric.perceptual.weight; did you mean weights?",
         ),
-        ('[objective.metric]\ntype = "PseudoHuber"\nc = 0.0', "objective.metric.c = 0.0: input should be greater"),
+        (
+            REGRESSION + '[objective.metric]\ntype = "PseudoHuber"\nc = 0.0',
+            "objective.metric.c = 0.0: input should be greater",
+        ),
         ('[parameterization]\ntype = "Karras"\nconditioning = "t"', "input should be 'level' or 'time'"),
         (
             '[parameterization]\ntype = "Converted"\n[parameterization.schedule]\ntype = "VE"',
             "parameterization.schedule.type is 'VE', allowed are VP, DiscreteVP, Cosine",
         ),
+        ('[objective.times]\ntype = "Uniform"', "objective.type is missing, allowed are Regression, Consistency"),
         ("[backbone]\nwidth = 3", "backbone.type is missing, allowed are UNet, DiT"),
         ("backbone = 3", "backbone = 3: input should be an object"),
         ('seed = "1"', 'seed = "1": input should be a valid integer'),

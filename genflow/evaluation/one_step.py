@@ -40,17 +40,17 @@ class OneStep:
         labels = [seed % denoiser.num_classes for seed in self.seeds] if denoiser.num_classes else None
         images = generate(denoiser, self.seeds, labels=labels, steps=1, output="float")
         mean, std = float(images.mean()), float(images.std())
-        ratio = std / self.std if self.std else math.inf
-        said = self._alarm(ratio)
+        ratio = std / self.std if self.std else math.nan  # images of one value have no spread to compare with
+        said = self._alarm(std, ratio)
         if said:
             print(f"genflow: {said}", file=sys.stderr)  # noqa: T201 (above the progress bar)
         return {"one_step_mean": mean, "one_step_std": std, "one_step_std_over_data": ratio}
 
-    def _alarm(self, ratio: float) -> str:
-        """Return what is to be said of a spread, or nothing."""
+    def _alarm(self, std: float, ratio: float) -> str:
+        """Return what is to be said of a spread and of that over the data's, or nothing."""
         before, self._wide = self._wide, self._wide or NARROWEST <= ratio <= WIDEST
         many = "the loss does not show it; a lower --optim.lr, float32 and fewer last levels are what helps"
-        if not math.isfinite(ratio):
+        if not math.isfinite(std):
             return f"one-step samples are not finite: training has diverged ({many})"
         if ratio > WIDEST:
             return f"one-step samples spread {ratio:.2f} times as wide as the data: training diverges ({many})"

@@ -75,7 +75,9 @@ class Consistency(Objective):
         x_s = self.descent(self.denoiser.schedule, batch, x_t, t, s, y)
         device = x_t.device
         with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
-            return self.target.network(self.denoiser).denoise(x_s, s, y, augment=batch.augment)
+            goal = self.target.network(self.denoiser).denoise(x_s, s, y, augment=batch.augment)
+        torch.clear_autocast_cache()  # older torch keeps weights that it rounded without gradients
+        return goal
 
     def after_step(self, step: int) -> None:
         self.target.follow(self.denoiser, step)
