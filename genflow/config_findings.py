@@ -6,10 +6,12 @@ names itself, so that who makes one on purpose knows which one it is.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from genflow.config import (
     AveragedWeightsConfig,
+    ByTeacherConfig,
     Config,
     ConsistencyConfig,
     ConsistencyKarrasConfig,
@@ -25,6 +27,7 @@ from genflow.config import (
     PredictVelocityConfig,
     PseudoHuberConfig,
     RegressionConfig,
+    SquareRootConfig,
     UNetConfig,
     VEConfig,
 )
@@ -36,6 +39,7 @@ LARGEST_FOURIER_SCALE = 1.0  # iCT has 0.02; 16, EDM's and CT's, turns 25 radian
 def check(config: Config) -> None:
     """Raise ``ValueError`` for parts that cannot work together, saying what would."""
     _check_row(config)
+    _check_middle(config)
     if isinstance(config.objective, ConsistencyConfig):
         _check_consistency(config, config.objective)
 
@@ -57,6 +61,14 @@ def _check_row(config: Config) -> None:
         case _:
             return
     raise ValueError(f"parameterization {config.parameterization.type} {why}")
+
+
+def _check_middle(config: Config) -> None:
+    """Refuse times between the first and 0 that are not between them, or do not fall."""
+    first = config.schedule.sigma_max if isinstance(config.schedule, VEConfig) else 1.0
+    if any(s >= t for t, s in itertools.pairwise((first, *config.sample.middle))):
+        shown = " ".join(f"{t:g}" for t in config.sample.middle)
+        raise ValueError(f"sample.middle must fall, from below {first:g}, where sampling starts, got {shown}")
 
 
 def _check_consistency(config: Config, objective: ConsistencyConfig) -> None:
@@ -87,7 +99,16 @@ def findings(config: Config) -> list[str]:
     """Return warnings, one line each, of choices that are known to keep a consistency model from working."""
     if not isinstance(config.objective, ConsistencyConfig):
         return []
-    return [*_of_method(config, config.objective), *_of_training(config)]
+    return [*_of_method(config, config.objective), *_of_training(config, older=_is_older(config.objective))]
+
+
+def _is_older(objective: ConsistencyConfig) -> bool:
+    """Tell CT and CD, published with few levels, EDM's Fourier scale and no dropout, from what came after them."""
+    match objective.levels:
+        case GridLevelsConfig(curriculum=SquareRootConfig()):
+            return True
+        case _:
+            return isinstance(objective.descent, ByTeacherConfig)
 
 
 def _of_method(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
@@ -118,7 +139,7 @@ def _of_method(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
             " Current); the average is for sampling"
         )
     match config.backbone:
-        case UNetConfig(fourier_scale=scale) if scale > LARGEST_FOURIER_SCALE:
+        case UNetConfig(fourier_scale=scale) if scale > LARGEST_FOURIER_SCALE and not _is_older(objective):
             yield (
                 f"Fourier scale {scale:g}: the embedding of neighbouring noise levels differs far too much; iCT has"
                 " backbone.fourier_scale = 0.02, and 0 (positional) is about as calm"
@@ -127,9 +148,9 @@ def _of_method(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
             pass
 
 
-def _of_training(config: Config) -> Iterator[str]:
+def _of_training(config: Config, *, older: bool) -> Iterator[str]:
     train, optim = config.train, config.optim
-    if train.mixed_precision != "no":
+    if train.mixed_precision == "bf16" or (train.mixed_precision == "fp16" and not older):
         yield (
             f"{train.mixed_precision}: neighbouring noise levels differ by less than what the network's output is"
             " rounded by; train in float32 (the grid itself is float64 in any case)"
@@ -152,5 +173,5 @@ def _of_training(config: Config) -> Iterator[str]:
         )
     if not optim.ema_halflife:
         yield "no average of weights: the model that is sampled from is the last step's, which is far worse"
-    if not config.backbone.dropout and config.train.steps > 10_000:
+    if not config.backbone.dropout and config.train.steps > 10_000 and not older:
         yield "no dropout: iCT has 0.3 on CIFAR-10, 0.2 on ImageNet-64"
