@@ -30,7 +30,7 @@ LEVELS = [
     {"denoiser"},
     {"objectives", "sampling", "data"},
     {"training", "evaluation", "pipeline", "published"},
-    {"build", "build_objective", "card"},
+    {"build", "build_objective", "card", "card_method"},
     {"cli"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
@@ -44,6 +44,7 @@ NEIGHBOURS = {
     ("config_consistency", "config_method"),
     ("config_findings", "config"),
     ("build", "build_objective"),
+    ("card", "card_method"),
     ("data", "sampling.noise"),
 }
 
