@@ -206,8 +206,7 @@ def store_times(file: Path, times: dict[int, list[float]]) -> None:
     for count, grid in times.items():
         _check_grid(count, grid)
     config = json.loads(file.read_text(encoding="utf-8"))
-    both = config["times"] | {str(count): grid for count, grid in times.items()}
-    config["times"] = dict(sorted(both.items(), key=lambda each: int(each[0])))
+    config["times"] |= {str(count): grid for count, grid in times.items()}
     write_text(file, json.dumps(config, indent=2, sort_keys=True) + "\n")  # as diffusers writes it
 
 

@@ -24,9 +24,10 @@ def train(arguments: Sequence[str], *, prog: str = "genflow train") -> Path:
     from genflow.build import build_trainer
 
     check_resume(config)
-    for finding in findings(config):
+    trainer = build_trainer(config)
+    for finding in findings(config):  # of what can be trained: a refusal is one line
         PartialState().print(f"genflow: {finding}", file=sys.stderr)
-    model = build_trainer(config).fit()
+    model = trainer.fit()
     PartialState().print(f"{model}: the model; try  genflow sample {model}")  # once, however many processes there are
     return model
 
