@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 from genflow.config import (
     AveragedWeightsConfig,
-    ByTeacherConfig,
     Config,
     ConsistencyConfig,
     ConsistencyKarrasConfig,
@@ -27,7 +26,6 @@ from genflow.config import (
     PredictVelocityConfig,
     PseudoHuberConfig,
     RegressionConfig,
-    SquareRootConfig,
     UNetConfig,
     VEConfig,
 )
@@ -86,6 +84,11 @@ def _check_consistency(config: Config, objective: ConsistencyConfig) -> None:
                 f"curriculum stuck: objective.levels.curriculum doubles from {first} to at most {last} intervals, so it"
                 f" never does; iCT goes from 10 to 1280"
             )
+        case EasyLevelsConfig() if not isinstance(config.parameterization, KarrasConfig):
+            raise ValueError(
+                "objective.levels Easy (ECT) goes down to noise level 0 and needs parameterization Karras:"
+                f" {config.parameterization.type} stops above it"
+            )
         case EasyLevelsConfig() if not config.init:
             raise ValueError(
                 "objective.levels Easy (ECT) starts from a trained diffusion model of schedule VE and parameterization"
@@ -99,16 +102,16 @@ def findings(config: Config) -> list[str]:
     """Return warnings, one line each, of choices that are known to keep a consistency model from working."""
     if not isinstance(config.objective, ConsistencyConfig):
         return []
-    return [*_of_method(config, config.objective), *_of_training(config, older=_is_older(config.objective))]
+    return [*_of_method(config, config.objective), *_of_training(config, config.objective)]
 
 
-def _is_older(objective: ConsistencyConfig) -> bool:
-    """Tell CT and CD, published with few levels, EDM's Fourier scale and no dropout, from what came after them."""
+def _improved(objective: ConsistencyConfig) -> bool:
+    """Tell iCT and ECT from CT and CD, which were published with Fourier scale 16, an average and no dropout."""
     match objective.levels:
-        case GridLevelsConfig(curriculum=SquareRootConfig()):
+        case GridLevelsConfig(curriculum=DoublingConfig()) | EasyLevelsConfig():
             return True
         case _:
-            return isinstance(objective.descent, ByTeacherConfig)
+            return False
 
 
 def _of_method(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
@@ -132,14 +135,15 @@ def _of_method(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
             )
         case _:
             pass
-    grows = isinstance(levels, GridLevelsConfig) and isinstance(levels.curriculum, DoublingConfig)
-    if isinstance(objective.target, AveragedWeightsConfig) and (grows or isinstance(levels, EasyLevelsConfig)):
+    if isinstance(objective.target, AveragedWeightsConfig) and _improved(objective):
         yield (
             "an average of weights as teacher: iCT and ECT learn from the weights of the moment (objective.target"
             " Current); the average is for sampling"
         )
+    if not config.backbone.dropout and config.train.steps > 10_000 and _improved(objective):
+        yield "no dropout: iCT has 0.3 on CIFAR-10, 0.2 on ImageNet-64"
     match config.backbone:
-        case UNetConfig(fourier_scale=scale) if scale > LARGEST_FOURIER_SCALE and not _is_older(objective):
+        case UNetConfig(fourier_scale=scale) if scale > LARGEST_FOURIER_SCALE and _improved(objective):
             yield (
                 f"Fourier scale {scale:g}: the embedding of neighbouring noise levels differs far too much; iCT has"
                 " backbone.fourier_scale = 0.02, and 0 (positional) is about as calm"
@@ -148,9 +152,10 @@ def _of_method(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
             pass
 
 
-def _of_training(config: Config, *, older: bool) -> Iterator[str]:
+def _of_training(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
     train, optim = config.train, config.optim
-    if train.mixed_precision == "bf16" or (train.mixed_precision == "fp16" and not older):
+    # with few levels apart, CT and CD were published in fp16 on ImageNet
+    if train.mixed_precision == "bf16" or (train.mixed_precision == "fp16" and _improved(objective)):
         yield (
             f"{train.mixed_precision}: neighbouring noise levels differ by less than what the network's output is"
             " rounded by; train in float32 (the grid itself is float64 in any case)"
@@ -164,14 +169,18 @@ def _of_training(config: Config, *, older: bool) -> Iterator[str]:
         unusual.append(f"weight_decay = {optim.weight_decay:g}")
     if optim.decay != "constant":
         unusual.append(f"decay = {optim.decay}")
+    if optim.warmup:
+        unusual.append(f"warmup = {optim.warmup}")
+    if optim.clip:
+        unusual.append(f"clip = {optim.clip:g}")
     if optim.beta1 != 0.9:
         unusual.append(f"beta1 = {optim.beta1:g}")
+    if optim.beta2 != 0.999:
+        unusual.append(f"beta2 = {optim.beta2:g}")
     if unusual:
         yield (
-            "optimiser: published runs have RAdam at a constant rate, beta1 0.9 and no weight decay; here"
-            f" {', '.join(unusual)}"
+            "optimiser: published runs have RAdam at a constant rate from the start, betas 0.9 and 0.999, no weight"
+            f" decay and no clipping; here {', '.join(unusual)}"
         )
     if not optim.ema_halflife:
         yield "no average of weights: the model that is sampled from is the last step's, which is far worse"
-    if not config.backbone.dropout and config.train.steps > 10_000 and not older:
-        yield "no dropout: iCT has 0.3 on CIFAR-10, 0.2 on ImageNet-64"
