@@ -200,7 +200,7 @@ class TrainConfig:
     log_every: Positive = 50
     """Steps between lines of log.jsonl."""
     preview_every: Annotated[int, Field(ge=0)] = 1000
-    """Steps between pictures in previews/, and lines that say how straight a rectified flow is; 0 makes none."""
+    """Steps between pictures in previews/, and lines on straightness or one-step samples; 0 makes none."""
     checkpoint_every: Positive = 1000
     """Steps between checkpoints."""
     keep: Positive = 2

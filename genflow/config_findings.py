@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 from genflow.config import (
     AveragedWeightsConfig,
-    ByTeacherConfig,
     Config,
     ConsistencyConfig,
     ConsistencyKarrasConfig,
@@ -27,7 +26,6 @@ from genflow.config import (
     PredictVelocityConfig,
     PseudoHuberConfig,
     RegressionConfig,
-    SquareRootConfig,
     UNetConfig,
     VEConfig,
 )
@@ -105,16 +103,16 @@ def findings(config: Config) -> list[str]:
     """Return warnings, one line each, of choices that are known to keep a consistency model from working."""
     if not isinstance(config.objective, ConsistencyConfig):
         return []
-    return [*_of_method(config, config.objective), *_of_training(config, older=_is_older(config.objective))]
+    return [*_of_method(config, config.objective), *_of_training(config, config.objective)]
 
 
-def _is_older(objective: ConsistencyConfig) -> bool:
-    """Tell CT and CD, published with few levels, EDM's Fourier scale and no dropout, from what came after them."""
+def _improved(objective: ConsistencyConfig) -> bool:
+    """Tell iCT and ECT from CT and CD, which were published with Fourier scale 16, an average and no dropout."""
     match objective.levels:
-        case GridLevelsConfig(curriculum=SquareRootConfig()):
+        case GridLevelsConfig(curriculum=DoublingConfig()) | EasyLevelsConfig():
             return True
         case _:
-            return isinstance(objective.descent, ByTeacherConfig)
+            return False
 
 
 def _of_method(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
@@ -138,14 +136,15 @@ def _of_method(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
             )
         case _:
             pass
-    grows = isinstance(levels, GridLevelsConfig) and isinstance(levels.curriculum, DoublingConfig)
-    if isinstance(objective.target, AveragedWeightsConfig) and (grows or isinstance(levels, EasyLevelsConfig)):
+    if isinstance(objective.target, AveragedWeightsConfig) and _improved(objective):
         yield (
             "an average of weights as teacher: iCT and ECT learn from the weights of the moment (objective.target"
             " Current); the average is for sampling"
         )
+    if not config.backbone.dropout and config.train.steps > 10_000 and _improved(objective):
+        yield "no dropout: iCT has 0.3 on CIFAR-10, 0.2 on ImageNet-64"
     match config.backbone:
-        case UNetConfig(fourier_scale=scale) if scale > LARGEST_FOURIER_SCALE and not _is_older(objective):
+        case UNetConfig(fourier_scale=scale) if scale > LARGEST_FOURIER_SCALE and _improved(objective):
             yield (
                 f"Fourier scale {scale:g}: the embedding of neighbouring noise levels differs far too much; iCT has"
                 " backbone.fourier_scale = 0.02, and 0 (positional) is about as calm"
@@ -154,9 +153,10 @@ def _of_method(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
             pass
 
 
-def _of_training(config: Config, *, older: bool) -> Iterator[str]:
+def _of_training(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
     train, optim = config.train, config.optim
-    if train.mixed_precision == "bf16" or (train.mixed_precision == "fp16" and not older):
+    # with few levels apart, CT and CD were published in fp16 on ImageNet
+    if train.mixed_precision == "bf16" or (train.mixed_precision == "fp16" and _improved(objective)):
         yield (
             f"{train.mixed_precision}: neighbouring noise levels differ by less than what the network's output is"
             " rounded by; train in float32 (the grid itself is float64 in any case)"
@@ -185,5 +185,3 @@ def _of_training(config: Config, *, older: bool) -> Iterator[str]:
         )
     if not optim.ema_halflife:
         yield "no average of weights: the model that is sampled from is the last step's, which is far worse"
-    if not config.backbone.dropout and config.train.steps > 10_000 and not older:
-        yield "no dropout: iCT has 0.3 on CIFAR-10, 0.2 on ImageNet-64"

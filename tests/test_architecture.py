@@ -30,7 +30,7 @@ LEVELS = [
     {"denoiser"},
     {"objectives", "sampling", "data"},
     {"training", "evaluation", "pipeline", "published"},
-    {"build", "build_objective", "build_start", "card"},
+    {"build", "build_objective", "build_start", "card", "card_method"},
     {"cli"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
@@ -46,6 +46,7 @@ NEIGHBOURS = {
     ("build", "build_objective"),
     ("build_objective", "build_start"),
     ("build", "build_start"),
+    ("card", "card_method"),
     ("data", "sampling.noise"),
 }
 

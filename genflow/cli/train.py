@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from genflow.config import Config, ConsistencyConfig
+from genflow.config import Config, ConsistencyConfig, ConstantConfig, GridLevelsConfig
 from genflow.config_files import find_recipe, load_config, override, recipes
 from genflow.config_findings import check, findings
 from genflow.processes import end_with_launcher
@@ -66,10 +66,19 @@ def check_resume(config: Config) -> None:
     differing = [name for name in fixed if getattr(before, name) != getattr(config, name)]
     if before.train.batch_size != config.train.batch_size:
         differing.append("train.batch_size")
-    if isinstance(config.objective, ConsistencyConfig) and before.train.steps != config.train.steps:
+    if _has_pace(config) and before.train.steps != config.train.steps:
         differing.append("train.steps, which sets the pace of its noise levels")
     if differing:
         raise ValueError(
             f"{config.folder} holds a run with another {' and '.join(differing)} (see {written}): continue it with the"
             " same options, or give this one another --name"
         )
+
+
+def _has_pace(config: Config) -> bool:
+    """Tell whether what is trained on changes along the run, by the share of its steps that are taken."""
+    match config.objective:
+        case ConsistencyConfig(levels=GridLevelsConfig(curriculum=ConstantConfig())):
+            return False
+        case objective:
+            return isinstance(objective, ConsistencyConfig)
