@@ -1,6 +1,7 @@
 """What only a CUDA device can show: that steps do not wait for it, and that it computes what the CPU does."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,18 @@ import torch
 from small import DIT, UNET, make_config, make_trainer
 from torch import Tensor, nn
 
-from genflow.config import DiTConfig, UNetConfig
+from genflow.config import (
+    AveragedWeightsConfig,
+    ConsistencyConfig,
+    ConsistencyKarrasConfig,
+    CurrentWeightsConfig,
+    DiTConfig,
+    DoublingConfig,
+    GridLevelsConfig,
+    OptimConfig,
+    UNetConfig,
+    VEConfig,
+)
 from genflow.objectives.base import Batch
 from genflow.sampling.generate import generate
 from genflow.sampling.noise import SeededNoise
@@ -37,6 +49,24 @@ def test_no_step_waits_for_the_device(backbone: UNetConfig | DiTConfig, precisio
     for step in range(3):  # the first steps make what later ones find
         trainer._step(step)
     assert waits(trainer, range(3, 6)) == []
+    assert trainer.meter.read()["bad_losses"] == 0
+
+
+@pytest.mark.parametrize("target", [CurrentWeightsConfig(), AveragedWeightsConfig()], ids=["current", "averaged"])
+def test_no_step_of_a_consistency_model_waits(target, tmp_path: Path) -> None:
+    """Not even where the number of levels grows, but for the copy of each new grid, which is made once."""
+    levels = GridLevelsConfig(curriculum=DoublingConfig(first=10, last=40))
+    config = replace(
+        make_config(tmp_path, steps=30, parts=2),
+        schedule=VEConfig(),
+        parameterization=ConsistencyKarrasConfig(),
+        objective=ConsistencyConfig(levels=levels, target=target),
+        optim=OptimConfig(rule="radam", ema_halflife=100),
+    )
+    trainer = make_trainer(config)
+    for step in (0, 10, 20, 1):
+        trainer._step(step)
+    assert waits(trainer, range(2, 30)) == []
     assert trainer.meter.read()["bad_losses"] == 0
 
 
