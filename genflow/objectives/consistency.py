@@ -37,6 +37,8 @@ class Consistency(Objective):
     Raises ``ValueError`` for a label dropout outside [0, 1).
     """
 
+    exact = True
+
     def __init__(
         self,
         denoiser: Denoiser,

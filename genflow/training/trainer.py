@@ -38,6 +38,7 @@ from genflow.training.interruption import Interruption, Terminated
 from genflow.training.logging import JsonLog, Meter
 from genflow.training.optim import learning_rate, make_optimizer, mask_step, prepare_step
 from genflow.training.shards import whole
+from genflow.training.tuning import tune
 
 Loader = Callable[[int], Loaded]
 Augment = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -80,7 +81,7 @@ class Trainer:
         self.folder = config.folder
         self.accelerator = accelerator or make_accelerator(config)
         self.objective = objective.to(self.accelerator.device)
-        self._tune_device()
+        tune(self.objective, config, self.accelerator.device)
         self.ema = EMA(objective.denoiser, halflife=config.optim.ema_halflife, rampup=config.optim.ema_rampup)
         self.optimizer = make_optimizer(objective, config.optim)
         self.loader = loader
@@ -338,16 +339,6 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.export(self.ema.denoiser, self.folder / "best")
         return distance
-
-    def _tune_device(self) -> None:
-        """Take what speeds matrix products up and changes nothing but rounding."""
-        networks = [part.backbone for part in self.objective.modules() if isinstance(part, Denoiser)]
-        for network in networks:  # a teacher's too, or its dropout masks would not be the student's
-            network.gradient_checkpointing = self.config.train.gradient_checkpointing  # pyright: ignore[reportArgumentType]
-            if self.config.compile:
-                network.compile()
-        if self.accelerator.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32
 
 
 def make_accelerator(config: Config) -> Accelerator:

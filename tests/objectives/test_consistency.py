@@ -10,6 +10,7 @@ from oracles import CountingNetwork, ExactConsistency, Nothing
 from torch import Tensor, nn
 
 from genflow import generate
+from genflow.config import Config
 from genflow.denoiser import Denoiser
 from genflow.nn.dit import DiT
 from genflow.nn.unet import UNet
@@ -33,6 +34,7 @@ from genflow.objectives import (
 )
 from genflow.parameterizations import ConsistencyKarras, Karras
 from genflow.schedules import VE
+from genflow.training.tuning import tune
 
 STAGES = (11, 21, 41, 81, 161, 321, 641, 1281)
 
@@ -150,15 +152,13 @@ def test_dropout_masks_are_shared_by_compiled_networks(network: str, average: bo
     What is left is rounding, since the two are not fused alike; another mask would be a thousand times as much.
     """
     objective = shared(device, NETWORKS[network], average=average)
-    for part in objective.modules():
-        if isinstance(part, Denoiser):
-            part.backbone.compile()
+    tune(objective, Config(compile=True), device)
     batch, images = draw(device), []
     for step in range(3):
         objective(batch, step).sum().backward()
         assert isinstance(objective.metric, Kept)
         residual, clean, _, _ = objective.metric.seen[-1]
-        assert residual.abs().max() < 1e-5
+        assert residual.abs().max() < 1e-4
         images.append(clean.detach())
     assert (images[0] - images[1]).abs().max() > 1e-2
 
@@ -277,7 +277,10 @@ def test_the_student_has_all_of_its_gradient(network: str, precision: torch.dtyp
     alone = taken(objective)
     assert ours.keys() == alone.keys() == dict(objective.denoiser.named_parameters()).keys()
     for name, gradient in ours.items():
-        assert torch.equal(gradient, alone[name]), name
+        if device.type == "cpu":
+            assert torch.equal(gradient, alone[name]), name
+        else:  # where sums are in whatever order comes
+            assert torch.allclose(gradient, alone[name], rtol=1e-2, atol=1e-3 * float(gradient.abs().max())), name
         assert gradient.isfinite().all()
     assert sum(bool(g.abs().max() > 0) for g in ours.values()) > 0.9 * len(ours)
 
