@@ -143,7 +143,7 @@ def train(given: Given, key: Record) -> Record:
 
     def curve(denoiser: Denoiser) -> float:
         before = time.process_time()
-        measured = embedded.measure(denoiser, steps=1, sampler="multistep", ranges=1, first_seed=CHOSEN_BY)
+        measured = embedded.measure(arm.sampled(denoiser), steps=1, sampler="multistep", ranges=1, first_seed=CHOSEN_BY)
         points.append(measured.figures["fd"].value)
         spent[0] += time.process_time() - before
         return points[-1]
@@ -173,18 +173,29 @@ def best(records: Records, arm: str) -> int:
     return min(tried, key=lambda r: r["distance"])["trial"]
 
 
+def trials_of(arm: str) -> list[Record]:
+    """Return the jobs that an arm is tuned by."""
+    numbers = range(len(ARMS[arm].trials))
+    return [{"purpose": "tuning", "arm": arm, "trial": trial, "seed": TRIAL_SEED} for trial in numbers]
+
+
+def awaited(records: Records, edm: Record) -> bool:
+    """Tell whether runs that start from this EDM are still to be made."""
+    jobs: list[Record] = []
+    for name, arm in ARMS.items():
+        if edm == edm_key(edm["seed"], arm.edm_share):
+            jobs += [{"purpose": "table", "arm": name, "seed": edm["seed"]}]
+            jobs += trials_of(name) if edm["seed"] == SEEDS[0] else []
+    return any(records.find(job) is None for job in jobs)
+
+
 def stages(records: Records, given: Given) -> Iterator[tuple[Any, list[tuple[Record, bool]]]]:
     """Yield what to do, and jobs that may go side by side; each list builds on what came before."""
     shares = sorted({arm.edm_share for arm in ARMS.values() if arm.edm_share} | {1.0})
     edms = [edm_key(seed, share) for seed, share in itertools.product(SEEDS, shares)]
-    needed = [not (given.out / folder_of(key) / "model").is_dir() and key["arm"] != "edm-1" for key in edms]
-    yield train_edm, list(zip(edms, needed, strict=True))
-    trials = [
-        {"purpose": "tuning", "arm": name, "trial": trial, "seed": TRIAL_SEED}
-        for name, arm in ARMS.items()
-        for trial in range(len(arm.trials))
-    ]
-    yield train, [(key, False) for key in trials]
+    lost = [not (given.out / folder_of(key) / "model").is_dir() and awaited(records, key) for key in edms]
+    yield train_edm, list(zip(edms, lost, strict=True))
+    yield train, [(key, False) for name in ARMS for key in trials_of(name)]
     runs = [
         {"purpose": "table", "arm": name, "trial": best(records, name), "seed": seed}
         for seed, name in itertools.product(SEEDS, ARMS)

@@ -35,17 +35,22 @@ RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What is tried of an arm: a learning rate, and the number of levels at the end, where they grow."""
+    """What is tried of an arm: a learning rate, and the number of levels at the end, 0 where that is not for us to say.
+
+    ``mu`` is CT's first rate of its average.
+    """
 
     rate: float
     last: int = 160
     mu: float = 0.9
 
     def __str__(self) -> str:
-        return f"{self.rate:g}, {self.last} levels" + (f", mu {self.mu:g}" if self.mu != 0.9 else "")
+        levels = f", {self.last} levels" if self.last else ""
+        return f"{self.rate:g}{levels}" + (f", mu {self.mu:g}" if self.mu != 0.9 else "")
 
 
 RATE_TRIALS = tuple(Trial(rate=rate) for rate in RATES)
+RATES_ONLY = tuple(Trial(rate=rate, last=0) for rate in RATES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +99,11 @@ def uniform(config: Config, trial: Trial, edm: str) -> Config:
 def square_root(config: Config, trial: Trial, edm: str) -> Config:
     """Return iCT with CT's curriculum."""
     return with_objective(config, levels=GridLevelsConfig(curriculum=SquareRootConfig(last=trial.last)))
+
+
+def as_it_is(config: Config, trial: Trial, edm: str) -> Config:
+    """Return the recipe unchanged: a peer's objective is its own."""
+    return config
 
 
 def no_dropout(config: Config, trial: Trial, edm: str) -> Config:
@@ -145,9 +155,17 @@ ARMS = {
     "uniform": Arm(what="iCT with uniform intervals", change=uniform),
     "square root": Arm(what="iCT with CT's curriculum", change=square_root),
     "no dropout": Arm(what="iCT without dropout", change=no_dropout),
-    "ECT": Arm(what="ECT, half of the budget on its EDM", change=ect, share=0.5, edm_share=0.5),
-    "ECT tenth": Arm(what="ECT in a tenth, its EDM not counted", change=ect, share=0.1, edm_share=1.0),
-    "CD": Arm(what="CD, half of the budget on its EDM", change=cd, share=0.5, edm_share=0.5),
-    "diffusers": Arm(what="diffusers' example", change=ict, peer=diffusers_objective, sampled=as_diffusers_samples),
-    "Kinyugo": Arm(what="Kinyugo's library", change=ict, peer=kinyugo_objective),
+    "ECT": Arm(what="ECT, half of the budget on its EDM", change=ect, trials=RATES_ONLY, share=0.5, edm_share=0.5),
+    "ECT tenth": Arm(
+        what="ECT in a tenth, its EDM not counted", change=ect, trials=RATES_ONLY, share=0.1, edm_share=1.0
+    ),
+    "CD": Arm(what="CD, half of the budget on its EDM", change=cd, trials=RATES_ONLY, share=0.5, edm_share=0.5),
+    "diffusers": Arm(
+        what="diffusers' example",
+        change=as_it_is,
+        trials=RATES_ONLY,
+        peer=diffusers_objective,
+        sampled=as_diffusers_samples,
+    ),
+    "Kinyugo": Arm(what="Kinyugo's library", change=as_it_is, trials=RATES_ONLY, peer=kinyugo_objective),
 }
