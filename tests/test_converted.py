@@ -12,6 +12,7 @@ from small import DIT, UNET, make_config
 from torch import Tensor
 
 from genflow.build import build_denoiser, build_trainer, export
+from genflow.card_method import method
 from genflow.config import (
     Config,
     ConvertedConfig,

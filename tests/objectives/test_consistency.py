@@ -280,7 +280,7 @@ def test_the_student_has_all_of_its_gradient(network: str, precision: torch.dtyp
         if device.type == "cpu":
             assert torch.equal(gradient, alone[name]), name
         else:  # where sums are in whatever order comes
-            assert torch.allclose(gradient, alone[name], rtol=1e-2, atol=1e-3 * float(gradient.abs().max())), name
+            assert torch.allclose(gradient, alone[name], rtol=1e-2, atol=1e-6), name
         assert gradient.isfinite().all()
     assert sum(bool(g.abs().max() > 0) for g in ours.values()) > 0.9 * len(ours)
 
