@@ -16,9 +16,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from genflow.build_objective import build_objective as build_objective
-from genflow.build_start import check_pairs, load_start, load_weights, misreading
+from genflow.build_start import check_pairs, load_named, load_weights, misreading
 from genflow.config import (
     Config,
+    ConsistencyConfig,
+    ConsistencyKarrasConfig,
     ConvertedConfig,
     CosineConfig,
     DataConfig,
@@ -36,6 +38,7 @@ from genflow.config import (
     VEConfig,
     VPConfig,
 )
+from genflow.config_findings import check
 from genflow.data.augmentation import LABELS, Augmentation
 from genflow.data.decoding import Decoding
 from genflow.data.images import ImageData, load_images
@@ -46,6 +49,7 @@ from genflow.evaluation.crossing import crossing_of_pairs
 from genflow.evaluation.features import load_features
 from genflow.evaluation.frechet import frechet_distance
 from genflow.evaluation.measurement import moments_of
+from genflow.evaluation.one_step import OneStep
 from genflow.evaluation.sources import FoundImages, Samples
 from genflow.evaluation.straightness import straightness
 from genflow.files import replace_files
@@ -53,6 +57,7 @@ from genflow.nn.dit import DiT
 from genflow.nn.unet import UNet
 from genflow.parameterizations import (
     Conditioning,
+    ConsistencyKarras,
     Converted,
     Karras,
     Parameterization,
@@ -165,8 +170,8 @@ def build_schedule(config: ScheduleConfig) -> Schedule:
             return Linear()
 
 
-def build_parameterization(config: ParameterizationConfig) -> Parameterization:
-    """Return the parameterization."""
+def build_parameterization(config: ParameterizationConfig, schedule: Schedule) -> Parameterization:
+    """Return the parameterization of a model on this schedule."""
     match config:
         case PredictNoiseConfig():
             return PredictNoise()
@@ -178,8 +183,12 @@ def build_parameterization(config: ParameterizationConfig) -> Parameterization:
             return PredictVelocity()
         case KarrasConfig(sigma_data=sigma_data, level_min=low, level_max=high, conditioning=chosen):
             return Karras(sigma_data=sigma_data, level_min=low, level_max=high, conditioning=Conditioning(chosen))
-        case ConvertedConfig(schedule=schedule, row=row):
-            return Converted(schedule=build_schedule(schedule), row=build_parameterization(row))
+        case ConsistencyKarrasConfig(sigma_data=sigma_data):
+            assert isinstance(schedule, VE)  # see config_findings.check
+            return ConsistencyKarras(sigma_data=sigma_data, sigma_min=schedule.sigma_min, level_max=schedule.sigma_max)
+        case ConvertedConfig(schedule=known, row=row):
+            own = build_schedule(known)
+            return Converted(schedule=own, row=build_parameterization(row, own))
 
 
 def build_denoiser(
@@ -196,8 +205,10 @@ def build_denoiser(
     where they come from. Raises ``ValueError`` for parts that do not go together, for weights that do not fit, and for
     pairs of other images than the model's, or of another teacher than ``config.data`` allows.
     """
-    schedule, parameterization = build_schedule(config.schedule), build_parameterization(config.parameterization)
-    _check_pair(config)
+    check(config)
+    schedule = build_schedule(config.schedule)
+    parameterization = build_parameterization(config.parameterization, schedule)
+    middle = [schedule.t_max, *config.sample.middle, 0.0]
     torch.manual_seed(config.seed)
     denoiser = Denoiser(
         build_backbone(config.backbone, image_shape, num_classes, LABELS if config.data.augment else 0),
@@ -207,32 +218,18 @@ def build_denoiser(
         num_classes=num_classes,
         sampler=config.sample.sampler,
         steps=config.sample.steps,
+        times={str(len(middle) - 1): middle} if config.sample.middle else None,
         teacher="" if pairs is None else pairs.manifest.teacher,
     )
     resumes = any((config.folder / "checkpoints").glob("step-*"))
     if config.init and not resumes:
-        source = load_start(config.init)
+        source = load_named(config.init, "init")
         if pairs is not None:
             check_pairs(config, source, pairs)
         load_weights(denoiser, source)
         if found := misreading(source, denoiser):
             warn(f"init {config.init}: {found}")
     return denoiser
-
-
-def _check_pair(config: Config) -> None:
-    """Refuse pairs of schedule and parameterization that cannot work."""
-    match config.schedule, config.parameterization:
-        case VEConfig(), PredictNoiseConfig() | PredictVConfig() | PredictVelocityConfig() | PredictCleanConfig():
-            why = "leaves the inputs of schedule VE, up to 80 times too large, unscaled: use Karras"
-        case VEConfig(), KarrasConfig(conditioning="time"):
-            why = "with conditioning time needs t in [0, 1], and that of schedule VE is a noise level: use level"
-        case LinearConfig(), PredictNoiseConfig():
-            why = "needs alpha > 0, which schedule Linear lacks at t = 1: use PredictVelocity or Karras, or Converted"
-            why += " with the weights of a model that predicts noise on a schedule of its own"
-        case _:
-            return
-    raise ValueError(f"parameterization {config.parameterization.type} {why}")
 
 
 def build_trainer(config: Config) -> Trainer:
@@ -259,7 +256,7 @@ def build_trainer(config: Config) -> Trainer:
         images=data.fingerprint,
         augment=Augmentation(config.data.augment) if config.data.augment else None,
         preview=preview,
-        probe=_Straightness(data) if isinstance(denoiser.schedule, Linear) else None,
+        probe=_probe(data, config, denoiser),
         evaluate=_Distance(data, config, accelerator.device) if config.train.evaluate_every else None,
         export=export,
     )
@@ -301,6 +298,15 @@ def _remove_empty(folder: Path) -> None:
     for inner in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
         inner.rmdir()
     folder.rmdir()
+
+
+def _probe(
+    data: ImageData | PairData, config: Config, denoiser: Denoiser
+) -> Callable[[Denoiser], dict[str, float]] | None:
+    """Return what the log says beside previews: what the loss does not tell."""
+    if isinstance(config.objective, ConsistencyConfig):
+        return OneStep(data, range(EVALUATION_SEEDS, EVALUATION_SEEDS + PROBES))
+    return _Straightness(data) if isinstance(denoiser.schedule, Linear) else None
 
 
 class _Straightness:

@@ -9,32 +9,64 @@ from pathlib import Path
 
 import torch
 
+from genflow.build_start import load_named
 from genflow.config import (
+    AveragedWeightsConfig,
+    ByImageConfig,
+    ByTeacherConfig,
     Config,
+    ConsistencyConfig,
+    ConstantConfig,
+    CurrentWeightsConfig,
+    DoublingConfig,
+    EasyLevelsConfig,
+    GridLevelsConfig,
+    InverseGapConfig,
+    InverseOutputConfig,
+    L1Config,
     LogitNormalConfig,
     LogNormalConfig,
+    LogNormalIntervalConfig,
     LPIPSConfig,
     LPIPSHuberConfig,
     MetricConfig,
+    NormConfig,
     PackagedConfig,
     PerceptualConfig,
     PseudoHuberConfig,
     RawResidualConfig,
+    RegressionConfig,
     ResidualConfig,
     SquaredL2Config,
+    SquareRootConfig,
+    TimesConfig,
     UniformConfig,
+    UniformIntervalConfig,
+    UnweightedConfig,
     UShapedConfig,
     VelocityResidualConfig,
     VGGConfig,
 )
+from genflow.config_consistency import CurriculumConfig, DescentConfig, IntervalConfig, TargetConfig, WeightingConfig
 from genflow.denoiser import Denoiser
 from genflow.evaluation.networks.digits import load_loss_network
 from genflow.evaluation.networks.weights import read_state
 from genflow.objectives.base import Objective
-from genflow.objectives.metrics import LPIPS, Distance, LPIPSHuber, Metric, PseudoHuber, SquaredL2
+from genflow.objectives.consistency import Consistency
+from genflow.objectives.curricula import Constant, Curriculum, Doubling, SquareRoot
+from genflow.objectives.descents import ByImage, ByTeacher, ByTeacherHeun, Descent
+from genflow.objectives.levels import (
+    EasyLevels,
+    GridLevels,
+    IntervalLaw,
+    LogNormalInterval,
+    UniformInterval,
+)
+from genflow.objectives.metrics import L1, LPIPS, Distance, LPIPSHuber, Metric, Norm, PseudoHuber, SquaredL2
 from genflow.objectives.perceptual import FeatureDistance, vgg_distance
 from genflow.objectives.regression import Regression
 from genflow.objectives.residuals import RawResidual, Residual, VelocityResidual
+from genflow.objectives.targets import AveragedWeights, CurrentWeights, Target
 from genflow.objectives.time_distributions import (
     DiscreteUniform,
     LogitNormal,
@@ -43,6 +75,7 @@ from genflow.objectives.time_distributions import (
     Uniform,
     UShaped,
 )
+from genflow.objectives.weightings import InverseGap, InverseOutput, Unweighted, Weighting
 from genflow.schedules import VE, VP, DiscreteVP, Linear, Schedule
 
 _VGG_FILE = "vgg16-397923af.pth"  # torchvision's name
@@ -54,22 +87,29 @@ def build_objective(config: Config, denoiser: Denoiser) -> Objective:
 
     Raises ``ValueError`` for parts that do not fit the schedule or the images, and for weights that are not there.
     """
-    objective = config.objective
+    match config.objective:
+        case RegressionConfig() as objective:
+            return _regression(config, objective, denoiser)
+        case ConsistencyConfig() as objective:
+            return _consistency(config, objective, denoiser)
+
+
+def _regression(config: Config, objective: RegressionConfig, denoiser: Denoiser) -> Regression:
     return Regression(
         denoiser,
-        build_times(config, denoiser.schedule),
+        build_times(objective.times, denoiser.schedule),
         metric=build_metric(objective.metric, denoiser),
         residual=build_residual(objective.residual),
         label_dropout=objective.label_dropout if denoiser.num_classes else 0.0,
     )
 
 
-def build_times(config: Config, schedule: Schedule) -> TimeDistribution:
+def build_times(config: TimesConfig, schedule: Schedule) -> TimeDistribution:
     """Return the law of training times; uniform over a table means uniform over its entries.
 
     Raises ``ValueError`` for a law that leaves the schedule's range of times.
     """
-    match config.objective.times:
+    match config:
         case UniformConfig() if isinstance(schedule, DiscreteVP):
             return DiscreteUniform(count=schedule.count)
         case UniformConfig():
@@ -88,6 +128,92 @@ def build_times(config: Config, schedule: Schedule) -> TimeDistribution:
             raise ValueError("objective.times UShaped is 2-RF's law on [0, 1]: it goes with schedule Linear only")
 
 
+def _consistency(config: Config, objective: ConsistencyConfig, denoiser: Denoiser) -> Consistency:
+    schedule, total = denoiser.schedule, config.train.steps
+    assert isinstance(schedule, VE)  # see config_findings.check
+    curriculum = None
+    match objective.levels:
+        case GridLevelsConfig(curriculum=growth, law=law):
+            curriculum = build_curriculum(growth, total)
+            ends = {"low": schedule.sigma_min, "high": schedule.sigma_max, "rho": schedule.rho}
+            levels = GridLevels(curriculum=curriculum, law=build_law(law), **ends)
+        case EasyLevelsConfig(mean=mean, std=std, q=q, k=k, b=b, stages=stages):
+            levels = EasyLevels(total=total, mean=mean, std=std, q=q, k=k, b=b, stages=stages)
+    return Consistency(
+        denoiser,
+        levels,
+        metric=build_metric(objective.metric, denoiser),
+        weighting=build_weighting(objective.weighting),
+        target=build_target(objective.target, denoiser, curriculum),
+        descent=build_descent(objective.descent, denoiser),
+        label_dropout=objective.label_dropout if denoiser.num_classes else 0.0,
+    )
+
+
+def build_curriculum(config: CurriculumConfig, total: int) -> Curriculum:
+    """Return the number of noise levels as a function of the step, for a run of ``total`` steps."""
+    match config:
+        case ConstantConfig(count=count):
+            return Constant(count=count)
+        case SquareRootConfig(first=first, last=last):
+            return SquareRoot(total=total, first=first, last=last)
+        case DoublingConfig(first=first, last=last):
+            return Doubling(total=total, first=first, last=last)
+
+
+def build_law(config: IntervalConfig) -> IntervalLaw:
+    """Return how often each interval of a grid is trained on."""
+    match config:
+        case UniformIntervalConfig():
+            return UniformInterval()
+        case LogNormalIntervalConfig(mean=mean, std=std):
+            return LogNormalInterval(mean=mean, std=std)
+
+
+def build_weighting(config: WeightingConfig) -> Weighting:
+    """Return how much a pair of noise levels counts."""
+    match config:
+        case UnweightedConfig():
+            return Unweighted()
+        case InverseGapConfig():
+            return InverseGap()
+        case InverseOutputConfig():
+            return InverseOutput()
+
+
+def build_target(config: TargetConfig, denoiser: Denoiser, curriculum: Curriculum | None) -> Target:
+    """Return whose weights a consistency model learns from; an average slows down as CT's levels grow in number."""
+    match config:
+        case CurrentWeightsConfig():
+            return CurrentWeights()
+        case AveragedWeightsConfig(rate=rate):
+            growing = curriculum if isinstance(curriculum, SquareRoot) else None
+            return AveragedWeights(denoiser, rate=rate, curriculum=growing)
+
+
+def build_descent(config: DescentConfig, denoiser: Denoiser) -> Descent:
+    """Return where the state below comes from.
+
+    Raises ``ValueError`` for a teacher of other images, classes or noise.
+    """
+    match config:
+        case ByImageConfig():
+            return ByImage()
+        case ByTeacherConfig(teacher=path, solver=solver):
+            teacher = load_named(path, "objective.descent.teacher")
+            if teacher.image_shape != denoiser.image_shape or not isinstance(teacher.schedule, VE):
+                raise ValueError(
+                    f"objective.descent.teacher {path} makes images {teacher.image_shape} on schedule"
+                    f" {type(teacher.schedule).__name__}; the student's are {denoiser.image_shape} on VE"
+                )
+            if teacher.num_classes not in (0, denoiser.num_classes):
+                raise ValueError(
+                    f"objective.descent.teacher {path} knows {teacher.num_classes} classes and the data"
+                    f" {denoiser.num_classes}"
+                )
+            return ByTeacher(teacher) if solver == "euler" else ByTeacherHeun(teacher)
+
+
 def build_residual(config: ResidualConfig) -> Residual:
     """Return what the error is an error of."""
     match config:
@@ -104,10 +230,14 @@ def build_metric(config: MetricConfig, denoiser: Denoiser) -> Metric:
     perceptual network does not take, and for weights that are not there.
     """
     match config:
-        case LPIPSConfig() | LPIPSHuberConfig() if not isinstance(denoiser.schedule, Linear):
+        case LPIPSConfig(divide_by_t=True) | LPIPSHuberConfig() if not isinstance(denoiser.schedule, Linear):
             raise ValueError(f"objective.metric {config.type} weighs by t in [0, 1]: it goes with schedule Linear only")
         case SquaredL2Config():
             return SquaredL2()
+        case L1Config():
+            return L1()
+        case NormConfig():
+            return Norm()
         case PseudoHuberConfig():
             return _huber(config)
         case LPIPSConfig(perceptual=perceptual, divide_by_t=divide):

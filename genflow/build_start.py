@@ -26,16 +26,16 @@ _AUGMENT = "backbone.conditioning.time.augment.weight"  # the UNet's kernel for 
 _LEVELS = (0.1, 0.2, 0.5, 1.0)  # of noise, that all models visit and no clipping reaches
 
 
-def load_start(init: str) -> Denoiser:
-    """Load the model to start from: of the hub only by ``hf:``, so that a run's file tells what it was anywhere.
+def load_named(path: str, option: str) -> Denoiser:
+    """Load a model that an option names: of the hub only by ``hf:``, so that a run's file tells what it was anywhere.
 
     Raises ``ValueError`` for anything else than a saved model's folder or hf:OWNER/NAME.
     """
-    if init.startswith("hf:"):
-        return Denoiser.from_pretrained(init.removeprefix("hf:"))
-    if not Path(init).is_dir():
-        raise ValueError(f"init {init} is not a folder: give a saved model's, or hf:OWNER/NAME for one on the hub")
-    return Denoiser.from_pretrained(saved_in(init))
+    if path.startswith("hf:"):
+        return Denoiser.from_pretrained(path.removeprefix("hf:"))
+    if not Path(path).is_dir():
+        raise ValueError(f"{option} {path} is not a folder: give a saved model's, or hf:OWNER/NAME for one on the hub")
+    return Denoiser.from_pretrained(saved_in(path))
 
 
 def check_pairs(config: Config, source: Denoiser, pairs: PairData) -> None:

@@ -8,14 +8,15 @@ import getpass
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PureWindowsPath
 from typing import Any
 
 from genflow import __version__
 from genflow.assets import asset
-from genflow.config import Config
+from genflow.card_method import method
+from genflow.config import ByTeacherConfig, Config, ConsistencyConfig
 from genflow.config_files import to_toml
 from genflow.data.images import EMBEDDED
 from genflow.data.shapes import TRAIN_COUNT
@@ -72,7 +73,7 @@ def model_card(
         _summary(denoiser, origin),
         f"![samples]({PREVIEW})\n\n{preview}" if preview else "",
         "## Sampling\n\n" + _sampling(denoiser, repo, origin),
-        "## Method\n\n" + _method(denoiser, training),
+        "## Method\n\n" + method(denoiser, None if training is None else training.config),
         "## Data\n\n" + _data(denoiser, training),
         "## Training\n\n" + _training(origin),
         "## Figures\n\n" + _figures(figures),
@@ -182,63 +183,6 @@ def _sampling(denoiser: Denoiser, repo: str, origin: Training | Imported | None)
         after,
     ]
     return "\n".join(lines)
-
-
-def _method(denoiser: Denoiser, training: Training | None) -> str:
-    config: Any = denoiser.config
-    objective = "not recorded" if training is None else f"`{_show(training.config.objective)}`"
-    count = sum(p.numel() for p in denoiser.parameters())
-    words = _words(config["schedule"]["class"], config["parameterization"]["class"])
-    rows = [
-        "| schedule | parameterization | objective | network | parameters |",
-        "|---|---|---|---|---|",
-        f"| `{_call(config['schedule'])}` | `{_call(config['parameterization'])}` | {objective} |"
-        f" `{_call(config['network'])}` | {count:,} |",
-    ]
-    return "\n\n".join(filter(None, [words, "\n".join(rows)]))
-
-
-def _words(schedule: str, parameterization: str) -> str:
-    """Describe the pair of schedule and parameterization; nothing is said of pairs that have no name."""
-    match schedule, parameterization:
-        case "VE", "Karras":
-            return "Variance-exploding noise and EDM's preconditioning (arXiv 2206.00364)."
-        case "VE", "ConsistencyKarras":
-            return "Variance-exploding noise and the preconditioning of consistency models (arXiv 2303.01469)."
-        case "DiscreteVP" | "VP" | "Cosine", "PredictNoise":
-            return "Variance-preserving diffusion whose network predicts the noise, as in DDPM (arXiv 2006.11239)."
-        case "DiscreteVP" | "VP" | "Cosine", "PredictV":
-            return "Variance-preserving diffusion whose network predicts v (arXiv 2202.00512)."
-        case "Linear", "PredictVelocity":
-            return "Rectified flow: the network predicts the velocity of straight paths (arXiv 2209.03003)."
-        case "Linear", "Karras":
-            return "The straight paths of rectified flow with EDM's preconditioning (arXiv 2405.20320)."
-        case "Linear", "Converted":
-            return "Rectified flow by a diffusion model's network, its time and scale converted (arXiv 2405.20320)."
-        case "Trig", "PredictVelocity":
-            return "TrigFlow (arXiv 2410.11081)."
-        case _:
-            return ""
-
-
-def _call(part: Mapping[str, Any]) -> str:
-    """Write a part of the model's configuration as the call that makes it; a long table by its ends."""
-    shown = []
-    for key, value in part["arguments"].items():
-        if isinstance(value, Mapping):  # a part of a part
-            value = _call(value)
-        elif isinstance(value, list | tuple) and len(value) > 8:
-            value = f"{len(value)} from {value[0]:g} to {value[-1]:g}"
-        shown.append(f"{key}={value}")
-    return f"{part['class']}({', '.join(shown)})"
-
-
-def _show(part: Any) -> str:
-    """Write a section of a configuration on one line."""
-    fields = [f.name for f in dataclasses.fields(part) if f.name != "type"]
-    values = {name: vars(part)[name] for name in fields}
-    shown = [f"{k}={_show(v) if dataclasses.is_dataclass(v) else v}" for k, v in values.items()]
-    return f"{part.type}({', '.join(shown)})"
 
 
 def _data(denoiser: Denoiser, training: Training | None) -> str:
@@ -387,6 +331,9 @@ def _limits(
 def _limits_of_run(denoiser: Denoiser, config: Config) -> Iterator[str]:
     if config.init:
         yield f"It started from the weights of `{config.init}`; if those are others', their terms apply to it too."
+    match config.objective:
+        case ConsistencyConfig(descent=ByTeacherConfig(teacher=teacher)):
+            yield f"It was taught by the model `{teacher}`; if that is others' work, its terms may apply to it too."
     if config.data.flip:
         yield "It has seen half of its images mirrored, so left and right mean nothing in what it draws."
     if config.data.augment:

@@ -13,16 +13,34 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
+from genflow.config_consistency import AveragedWeightsConfig as AveragedWeightsConfig
+from genflow.config_consistency import ByImageConfig as ByImageConfig
+from genflow.config_consistency import ByTeacherConfig as ByTeacherConfig
+from genflow.config_consistency import ConsistencyConfig as ConsistencyConfig
+from genflow.config_consistency import ConstantConfig as ConstantConfig
+from genflow.config_consistency import CurrentWeightsConfig as CurrentWeightsConfig
+from genflow.config_consistency import DoublingConfig as DoublingConfig
+from genflow.config_consistency import EasyLevelsConfig as EasyLevelsConfig
+from genflow.config_consistency import GridLevelsConfig as GridLevelsConfig
+from genflow.config_consistency import InverseGapConfig as InverseGapConfig
+from genflow.config_consistency import InverseOutputConfig as InverseOutputConfig
+from genflow.config_consistency import LogNormalIntervalConfig as LogNormalIntervalConfig
+from genflow.config_consistency import SquareRootConfig as SquareRootConfig
+from genflow.config_consistency import UniformIntervalConfig as UniformIntervalConfig
+from genflow.config_consistency import UnweightedConfig as UnweightedConfig
+from genflow.config_method import ConsistencyKarrasConfig as ConsistencyKarrasConfig
 from genflow.config_method import ConvertedConfig as ConvertedConfig
 from genflow.config_method import CosineConfig as CosineConfig
 from genflow.config_method import DiscreteVPConfig as DiscreteVPConfig
 from genflow.config_method import KarrasConfig as KarrasConfig
+from genflow.config_method import L1Config as L1Config
 from genflow.config_method import LinearConfig as LinearConfig
 from genflow.config_method import LogitNormalConfig as LogitNormalConfig
 from genflow.config_method import LogNormalConfig as LogNormalConfig
 from genflow.config_method import LPIPSConfig as LPIPSConfig
 from genflow.config_method import LPIPSHuberConfig as LPIPSHuberConfig
 from genflow.config_method import MetricConfig as MetricConfig
+from genflow.config_method import NormConfig as NormConfig
 from genflow.config_method import PackagedConfig as PackagedConfig
 from genflow.config_method import ParameterizationConfig as ParameterizationConfig
 from genflow.config_method import PerceptualConfig as PerceptualConfig
@@ -137,9 +155,11 @@ class DiTConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Adam, and the average of weights that is used for sampling."""
+    """Adam or RAdam, and the average of weights that is used for sampling."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    rule: Literal["adam", "radam"] = "adam"
+    """Adam, or RAdam, which takes its first steps more carefully and needs no warm-up."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Learning rate after warm-up."""
     warmup: Annotated[int, Field(ge=0)] = 0
@@ -180,7 +200,7 @@ class TrainConfig:
     log_every: Positive = 50
     """Steps between lines of log.jsonl."""
     preview_every: Annotated[int, Field(ge=0)] = 1000
-    """Steps between pictures in previews/, and lines that say how straight a rectified flow is; 0 makes none."""
+    """Steps between pictures in previews/, and lines on straightness or one-step samples; 0 makes none."""
     checkpoint_every: Positive = 1000
     """Steps between checkpoints."""
     keep: Positive = 2
@@ -206,6 +226,8 @@ class SampleConfig:
     """Default sampler."""
     steps: Positive = 18
     """Default number of steps."""
+    middle: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Times between the first and 0 when sampling in one step more than there are, falling: 0.821 for iCT's two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +249,9 @@ class Config:
     backbone: Annotated[UNetConfig | DiTConfig, Field(discriminator="type")] = field(default_factory=UNetConfig)
     schedule: ScheduleConfig = field(default_factory=VEConfig)
     parameterization: ParameterizationConfig = field(default_factory=KarrasConfig)
-    objective: RegressionConfig = field(default_factory=RegressionConfig)
+    objective: Annotated[RegressionConfig | ConsistencyConfig, Field(discriminator="type")] = field(
+        default_factory=RegressionConfig
+    )
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)

@@ -41,7 +41,17 @@ def find_recipe(name: str) -> Path:
     for place in places:
         if place.is_file():
             return place
-    raise ValueError(f"there is no recipe or file {name!r}{_nearest(name, recipes())}")
+    raise ValueError(f"there is no recipe or file {name!r}; {_known(name)}")
+
+
+def _known(name: str) -> str:
+    """Name the recipe that is nearest, or those that train in minutes and the number of the others."""
+    near = difflib.get_close_matches(name, recipes(), n=1)
+    if near:
+        return f"did you mean {near[0]}?"
+    small = [each for each in recipes() if each.startswith(("demo", "tiny"))]
+    others = len(recipes()) - len(small)
+    return f"there are {', '.join(small)} and {others} published ones, which genflow train --help lists"
 
 
 def load_config(path: Path) -> Config:

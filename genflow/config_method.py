@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, ser_json_inf_nan="constants")
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, ser_json_inf_nan="constants")
 
-SamplerName = Literal["euler", "heun", "dpmpp_2m", "ancestral", "straight", "straight_heun"]
+SamplerName = Literal["euler", "heun", "dpmpp_2m", "ancestral", "multistep", "straight", "straight_heun"]
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -20,7 +20,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 class VEConfig:
     """Variance exploding: noise levels up to sigma_max."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     type: Literal["VE"] = "VE"
     sigma_min: Annotated[float, Field(gt=0)] = 0.002
     """Lowest noise level of the sampling grid."""
@@ -34,7 +34,7 @@ class VEConfig:
 class VPConfig:
     """Variance preserving, continuous time."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     type: Literal["VP"] = "VP"
     beta_d: Annotated[float, Field(gt=0)] = 19.9
     """Growth of beta over time."""
@@ -46,7 +46,7 @@ class VPConfig:
 class DiscreteVPConfig:
     """Variance preserving, DDPM's table with linear betas."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     type: Literal["DiscreteVP"] = "DiscreteVP"
     count: Positive = 1000
     """Entries of the table."""
@@ -60,7 +60,7 @@ class DiscreteVPConfig:
 class CosineConfig:
     """Variance preserving, cosine."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     type: Literal["Cosine"] = "Cosine"
 
 
@@ -68,7 +68,7 @@ class CosineConfig:
 class LinearConfig:
     """The straight path of rectified flow."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     type: Literal["Linear"] = "Linear"
 
 
@@ -81,7 +81,7 @@ ScheduleConfig = Annotated[
 class PredictNoiseConfig:
     """The network gives the noise."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     type: Literal["PredictNoise"] = "PredictNoise"
 
 
@@ -89,7 +89,7 @@ class PredictNoiseConfig:
 class PredictCleanConfig:
     """The network gives the clean image."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     type: Literal["PredictClean"] = "PredictClean"
 
 
@@ -97,7 +97,7 @@ class PredictCleanConfig:
 class PredictVConfig:
     """The network gives v."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     type: Literal["PredictV"] = "PredictV"
 
 
@@ -105,7 +105,7 @@ class PredictVConfig:
 class PredictVelocityConfig:
     """The network gives the velocity of rectified flow."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     type: Literal["PredictVelocity"] = "PredictVelocity"
 
 
@@ -113,7 +113,7 @@ class PredictVelocityConfig:
 class KarrasConfig:
     """EDM's preconditioning."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     type: Literal["Karras"] = "Karras"
     sigma_data: Annotated[float, Field(gt=0)] = 0.5
     """Standard deviation of the data, in [-1, 1] units."""
@@ -126,10 +126,20 @@ class KarrasConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConsistencyKarrasConfig:
+    """EDM's preconditioning, shifted so that images at the lowest noise level stay as they are."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    type: Literal["ConsistencyKarras"] = "ConsistencyKarras"
+    sigma_data: Annotated[float, Field(gt=0)] = 0.5
+    """Standard deviation of the data, in [-1, 1] units."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConvertedConfig:
     """A diffusion model's weights as they are, on another schedule: DDPM's, to start rectified flow from."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     type: Literal["Converted"] = "Converted"
     schedule: Annotated[VPConfig | DiscreteVPConfig | CosineConfig, Field(discriminator="type")] = field(
         default_factory=VPConfig
@@ -142,7 +152,13 @@ class ConvertedConfig:
 
 
 ParameterizationConfig = Annotated[
-    PredictNoiseConfig | PredictCleanConfig | PredictVConfig | PredictVelocityConfig | KarrasConfig | ConvertedConfig,
+    PredictNoiseConfig
+    | PredictCleanConfig
+    | PredictVConfig
+    | PredictVelocityConfig
+    | KarrasConfig
+    | ConsistencyKarrasConfig
+    | ConvertedConfig,
     Field(discriminator="type"),
 ]
 
@@ -151,7 +167,7 @@ ParameterizationConfig = Annotated[
 class UniformConfig:
     """Times uniform over the schedule."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     type: Literal["Uniform"] = "Uniform"
 
 
@@ -159,7 +175,7 @@ class UniformConfig:
 class LogNormalConfig:
     """Noise levels log-normal: EDM's law."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     type: Literal["LogNormal"] = "LogNormal"
     mean: float = -1.2
     """Mean of ln t."""
@@ -171,7 +187,7 @@ class LogNormalConfig:
 class LogitNormalConfig:
     """Times logit-normal on (0, 1)."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     type: Literal["LogitNormal"] = "LogitNormal"
     mean: float = 0.0
     """Mean of ln(t / (1 - t))."""
@@ -183,7 +199,7 @@ class LogitNormalConfig:
 class UShapedConfig:
     """Times in [0, 1], more of them near both ends: 2-RF++'s law."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     type: Literal["UShaped"] = "UShaped"
     a: Annotated[float, Field(ge=0, le=100)] = 4.0
     """How much denser the ends are than the middle: cosh(a / 2) times; 0 is uniform."""
@@ -200,7 +216,7 @@ TimesConfig = Annotated[
 class VGGConfig:
     """LPIPS of VGG-16 with average pooling, on images enlarged to 224x224."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     type: Literal["VGG"] = "VGG"
     weights: str = ""
     """File of torchvision's VGG-16; "" looks for vgg16-397923af.pth in torch's hub cache."""
@@ -210,7 +226,7 @@ class VGGConfig:
 class PackagedConfig:
     """The small network for losses on grey digits that comes with genflow."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     type: Literal["Packaged"] = "Packaged"
     name: Literal["digits", "mnist5k"] = "digits"
     """The images it was trained on; any size will do."""
@@ -223,15 +239,31 @@ PerceptualConfig = Annotated[VGGConfig | PackagedConfig, Field(discriminator="ty
 class SquaredL2Config:
     """Mean of the squared error."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     type: Literal["SquaredL2"] = "SquaredL2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class L1Config:
+    """Mean of the error's absolute values."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    type: Literal["L1"] = "L1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormConfig:
+    """Euclidean norm of the error of an image: ECT's."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    type: Literal["Norm"] = "Norm"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PseudoHuberConfig:
     """(sqrt(|error|^2 + k^2) - k) / D^divisor_power with k = c D^c_power, of images of D values."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     type: Literal["PseudoHuber"] = "PseudoHuber"
     c: Annotated[float, Field(gt=0)] = 0.00054
     """Where the square turns into the absolute value."""
@@ -245,7 +277,7 @@ class PseudoHuberConfig:
 class LPIPSConfig:
     """Perceptual distance of the clean image."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     type: Literal["LPIPS"] = "LPIPS"
     perceptual: PerceptualConfig = field(default_factory=VGGConfig)
     """The network that perceives."""
@@ -257,7 +289,7 @@ class LPIPSConfig:
 class LPIPSHuberConfig:
     """2-RF++'s metric: (1 - t) pseudo-Huber + perceptual distance of the clean image."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     type: Literal["LPIPSHuber"] = "LPIPSHuber"
     perceptual: PerceptualConfig = field(default_factory=VGGConfig)
     """The network that perceives."""
@@ -268,7 +300,8 @@ class LPIPSHuberConfig:
 
 
 MetricConfig = Annotated[
-    SquaredL2Config | PseudoHuberConfig | LPIPSConfig | LPIPSHuberConfig, Field(discriminator="type")
+    SquaredL2Config | L1Config | NormConfig | PseudoHuberConfig | LPIPSConfig | LPIPSHuberConfig,
+    Field(discriminator="type"),
 ]
 
 
@@ -276,7 +309,7 @@ MetricConfig = Annotated[
 class RawResidualConfig:
     """Error of the raw output: EDM's weighting with Karras, DDPM's with PredictNoise."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     type: Literal["Raw"] = "Raw"
 
 
@@ -284,7 +317,7 @@ class RawResidualConfig:
 class VelocityResidualConfig:
     """Error of the velocity, whatever the network gives."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     type: Literal["Velocity"] = "Velocity"
 
 
@@ -295,7 +328,7 @@ ResidualConfig = Annotated[RawResidualConfig | VelocityResidualConfig, Field(dis
 class RegressionConfig:
     """Diffusion and rectified flow: regression of the network's output."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     type: Literal["Regression"] = "Regression"
     times: TimesConfig = field(default_factory=UniformConfig)
     """The law of training times."""

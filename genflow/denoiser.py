@@ -17,6 +17,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 
+from genflow.files import write_text
 from genflow.nn.dit import DiT
 from genflow.nn.unet import UNet
 from genflow.parameterizations import (
@@ -211,6 +212,29 @@ def weights_hash(denoiser: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def config_file(folder: Path) -> Path:
+    """Return the config.json of a saved folder, or of a pipeline folder that holds one.
+
+    Raises ``ValueError`` where there is none, or somebody else's.
+    """
+    inner = folder / SUBFOLDER if (folder / "model_index.json").is_file() else folder
+    _check_folder(inner)
+    return inner / Denoiser.config_name
+
+
+def store_times(file: Path, times: dict[int, list[float]]) -> None:
+    """Have a saved model sample on these time grids, by number of steps, from now on; those of other numbers stay.
+
+    ``file`` is its config.json, which is replaced as a whole.
+    Raises ``ValueError`` for grids that do not run from a positive time down to 0.
+    """
+    for count, grid in times.items():
+        _check_grid(count, grid)
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["times"] |= {str(count): grid for count, grid in times.items()}
+    write_text(file, json.dumps(config, indent=2, sort_keys=True) + "\n")  # as diffusers writes it
 
 
 def _check_grid(count: int, grid: list[float]) -> None:

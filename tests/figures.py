@@ -17,7 +17,13 @@ REFERENCE = ImageSet(
     quantisation="uint8",
 )
 SAMPLING = Sampling(
-    weights="cd" * 32, sampler="euler", steps=4, calls=4, labels="as the reference's", ema="half-life 9"
+    weights="cd" * 32,
+    sampler="euler",
+    steps=4,
+    calls=4,
+    labels="as the reference's",
+    times="the schedule's",
+    ema="half-life 9",
 )
 SAMPLES = replace(REFERENCE, name="digits-rf", hash=None, split="all", sampling=SAMPLING)
 NETWORK = NetworkIdentity(

@@ -60,3 +60,45 @@ def counting_denoiser(schedule: Schedule, classes: int = 10) -> Denoiser:
     return Denoiser(
         CountingNetwork(classes), schedule, PredictClean(), image_shape=(1, 4, 4), num_classes=classes, sampler="euler"
     )
+
+
+class LevelNetwork(nn.Module):
+    """A linear network with a gain for each noise level of a grid, found by ``c_noise = ln(sigma) / 4``; the limit of
+    what a network of any size can learn on Gaussian data, if its gains are the only weights.
+    """
+
+    def __init__(self, grid: Tensor) -> None:
+        super().__init__()
+        self.seen = grid.log().float() / 4
+        self.gain = nn.Parameter(torch.zeros(len(grid)))
+
+    def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None, s: Tensor | None = None) -> Tensor:
+        middles = (self.seen[1:] + self.seen[:-1]) / 2
+        return self.gain[torch.bucketize(c_noise, middles)].view(-1, 1, 1, 1) * x
+
+
+class ExactConsistency(nn.Module):
+    """The linear network that makes ``ConsistencyKarras`` on N(0, std^2) exact: ``f(x, sigma) = A(sigma) x``."""
+
+    def __init__(self, std: float = 0.5) -> None:
+        super().__init__()
+        self.std = std
+
+    def answer(self, sigma: Tensor) -> Tensor:
+        """A: where the flow takes ``x`` at ``sigma`` to at 0.002, over ``x``."""
+        return torch.sqrt((self.std**2 + 0.002**2) / (self.std**2 + sigma**2))
+
+    def gain(self, sigma: Tensor) -> Tensor:
+        c_skip = 0.25 / ((sigma - 0.002) ** 2 + 0.25)
+        c_both = 0.5 * (sigma - 0.002) / (sigma**2 + 0.25)
+        return torch.where(c_both > 1e-9, (self.answer(sigma) - c_skip) / c_both, 0)
+
+    def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None, s: Tensor | None = None) -> Tensor:
+        return self.gain((4 * c_noise.double()).exp()).float().view(-1, 1, 1, 1) * x
+
+
+class Nothing(nn.Module):
+    """A network whose output is 0."""
+
+    def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None, s: Tensor | None = None) -> Tensor:
+        return torch.zeros_like(x)

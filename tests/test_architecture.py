@@ -18,6 +18,8 @@ LEVELS = [
         "kind",
         "config",
         "config_files",
+        "config_consistency",
+        "config_findings",
         "config_method",
         "pixels",
         "files",
@@ -28,7 +30,7 @@ LEVELS = [
     {"denoiser"},
     {"objectives", "sampling", "data"},
     {"training", "evaluation", "pipeline", "published"},
-    {"build", "build_objective", "build_start", "card"},
+    {"build", "build_objective", "build_start", "card", "card_method"},
     {"cli"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
@@ -38,8 +40,13 @@ NEIGHBOURS = {
     ("pictures", "files"),
     ("config_files", "config"),
     ("config", "config_method"),
+    ("config", "config_consistency"),
+    ("config_consistency", "config_method"),
+    ("config_findings", "config"),
     ("build", "build_objective"),
+    ("build_objective", "build_start"),
     ("build", "build_start"),
+    ("card", "card_method"),
     ("data", "sampling.noise"),
 }
 

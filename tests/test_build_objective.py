@@ -1,40 +1,78 @@
 """Objectives are built as they are described, and descriptions that do not fit together are refused."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from oracles import CountingNetwork
+from teachers import make_teacher
 
 from genflow.build import build_denoiser
 from genflow.build_objective import build_objective
 from genflow.config import (
+    AveragedWeightsConfig,
+    ByTeacherConfig,
     Config,
+    ConsistencyConfig,
+    ConsistencyKarrasConfig,
+    ConstantConfig,
     DiTConfig,
+    DoublingConfig,
+    EasyLevelsConfig,
+    GridLevelsConfig,
+    InverseOutputConfig,
     KarrasConfig,
+    L1Config,
     LinearConfig,
+    LogNormalIntervalConfig,
     LPIPSConfig,
     LPIPSHuberConfig,
     MetricConfig,
+    NormConfig,
     PackagedConfig,
     PseudoHuberConfig,
     RegressionConfig,
     SquaredL2Config,
+    SquareRootConfig,
+    TrainConfig,
+    UniformIntervalConfig,
+    UnweightedConfig,
     UShapedConfig,
     VEConfig,
     VelocityResidualConfig,
 )
 from genflow.denoiser import Denoiser
+from genflow.nn.dit import DiT
 from genflow.objectives import (
+    L1,
     LPIPS,
+    AveragedWeights,
     Batch,
+    ByImage,
+    ByTeacher,
+    ByTeacherHeun,
+    Consistency,
+    CurrentWeights,
+    Doubling,
+    EasyLevels,
+    GridLevels,
+    InverseGap,
+    InverseOutput,
+    LogNormalInterval,
     LPIPSHuber,
+    Norm,
     PseudoHuber,
     RawResidual,
     Regression,
     SquaredL2,
+    SquareRoot,
+    UniformInterval,
+    Unweighted,
     UShaped,
     VelocityResidual,
 )
-from genflow.parameterizations import Karras
+from genflow.parameterizations import ConsistencyKarras, Karras
 from genflow.schedules import VE, Linear
 
 SMALL = DiTConfig(width=32, depth=1, heads=1)
@@ -105,3 +143,103 @@ def test_what_does_not_fit_together_is_refused() -> None:
         build_denoiser(config, (1, 8, 8), 0)
     config = Config(backbone=SMALL, schedule=LinearConfig(), parameterization=KarrasConfig(conditioning="time"))
     assert build_denoiser(config, (1, 8, 8), 0).parameterization.conditioning == "time"
+
+
+# Consistency models
+
+
+GRID = GridLevelsConfig(curriculum=DoublingConfig(first=5, last=40), law=LogNormalIntervalConfig(mean=-0.8, std=1.6))
+
+
+def consistency_of(objective: ConsistencyConfig, schedule: VEConfig | None = None, steps: int = 1000) -> Consistency:
+    config = Config(
+        backbone=SMALL,
+        schedule=schedule or VEConfig(),
+        parameterization=ConsistencyKarrasConfig(),
+        objective=objective,
+        train=TrainConfig(steps=steps),
+    )
+    fresh = replace(config, objective=ConsistencyConfig())  # ECT's would start from a trained model
+    made = build_objective(config, build_denoiser(fresh, (1, 8, 8), 3))
+    assert isinstance(made, Consistency)
+    return made
+
+
+def test_the_parts_of_ict_are_the_defaults() -> None:
+    made = consistency_of(ConsistencyConfig())
+    assert made.levels == GridLevels(curriculum=Doubling(total=1000), law=LogNormalInterval())
+    assert (made.metric, made.weighting, made.label_dropout) == (PseudoHuber.ict(), InverseGap(), 0.0)
+    assert isinstance(made.target, CurrentWeights)
+    assert isinstance(made.descent, ByImage)
+
+
+def test_the_parts_of_consistency_models_are_those_described() -> None:
+    """Levels lie between the schedule's ends, and so does the identity."""
+    made = consistency_of(ConsistencyConfig(levels=GRID), VEConfig(sigma_min=0.01, sigma_max=40.0, rho=5.0))
+    law = LogNormalInterval(mean=-0.8, std=1.6)
+    curriculum = Doubling(total=1000, first=5, last=40)
+    assert made.levels == GridLevels(curriculum=curriculum, law=law, low=0.01, high=40.0, rho=5.0)
+    assert made.denoiser.parameterization == ConsistencyKarras(sigma_min=0.01, level_max=40.0)
+    t, s = made.levels.pairs(torch.tensor([1e-9, 1 - 1e-9], dtype=torch.float64), 0)
+    assert (float(s[0]), float(t[1])) == (0.01, 40.0)
+    levels = EasyLevelsConfig(mean=-0.8, std=1.6, q=4.0, k=6.0, b=2.0, stages=3)
+    made = consistency_of(ConsistencyConfig(levels=levels, weighting=InverseOutputConfig(), metric=NormConfig()))
+    assert made.levels == EasyLevels(total=1000, mean=-0.8, std=1.6, q=4.0, k=6.0, b=2.0, stages=3)
+    assert (made.weighting, made.metric) == (InverseOutput(), Norm())
+
+
+@pytest.mark.parametrize(
+    ("curriculum", "followed"),
+    [
+        (SquareRootConfig(first=2, last=30), SquareRoot(total=1000, first=2, last=30)),
+        (ConstantConfig(count=18), None),
+        (DoublingConfig(), None),
+    ],
+)
+def test_an_average_slows_down_with_cts_curriculum_alone(curriculum, followed) -> None:
+    levels = GridLevelsConfig(curriculum=curriculum, law=UniformIntervalConfig())
+    target = AveragedWeightsConfig(rate=0.95)
+    made = consistency_of(
+        ConsistencyConfig(levels=levels, target=target, metric=L1Config(), weighting=UnweightedConfig())
+    )
+    assert isinstance(made.target, AveragedWeights)
+    assert (made.target.rate, made.target.curriculum) == (0.95, followed)
+    assert (made.metric, made.weighting) == (L1(), Unweighted())
+    assert isinstance(made.levels, GridLevels)
+    assert made.levels.law == UniformInterval()
+
+
+@pytest.mark.parametrize(("solver", "kind"), [("euler", ByTeacher), ("heun", ByTeacherHeun)])
+def test_a_teacher_is_loaded_and_kept_out_of_training(solver: str, kind: type, tmp_path) -> None:
+    teacher = make_teacher(tmp_path / "teacher")
+    made = consistency_of(ConsistencyConfig(descent=ByTeacherConfig(teacher=str(tmp_path / "teacher"), solver=solver)))
+    assert type(made.descent) is kind
+    for name, value in made.descent.teacher.state_dict().items():
+        assert torch.equal(value, teacher.state_dict()[name])
+    trained = {name for name, p in made.named_parameters() if p.requires_grad}
+    assert all(name.startswith("denoiser.") for name in trained)
+
+
+def test_teachers_that_do_not_fit_are_refused(tmp_path) -> None:
+    def asked(path: Path) -> ConsistencyConfig:
+        return ConsistencyConfig(descent=ByTeacherConfig(teacher=str(path)))
+
+    with pytest.raises(ValueError, match=r"objective.descent.teacher .*none is not a folder"):
+        consistency_of(asked(tmp_path / "none"))
+    make_teacher(tmp_path / "large", shape=(1, 16, 16))
+    with pytest.raises(
+        ValueError, match=r"makes images \(1, 16, 16\) on schedule VE; the student's are \(1, 8, 8\) on VE"
+    ):
+        consistency_of(asked(tmp_path / "large"))
+    make_teacher(tmp_path / "classes", classes=5)
+    with pytest.raises(ValueError, match="knows 5 classes and the data 3"):
+        consistency_of(asked(tmp_path / "classes"))
+    flow = Denoiser(
+        DiT(image_size=(8, 8), in_channels=1, width=32, depth=1, heads=1), Linear(), Karras(), image_shape=(1, 8, 8)
+    )
+    flow.save_pretrained(tmp_path / "flow")
+    with pytest.raises(ValueError, match=r"on schedule Linear; the student's are \(1, 8, 8\) on VE"):
+        consistency_of(asked(tmp_path / "flow"))
+    make_teacher(tmp_path / "plain", classes=0)  # knows no classes: it is asked without
+    batch = Batch.draw(torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0]), torch.arange(4))
+    assert consistency_of(asked(tmp_path / "plain"))(batch, 0).isfinite().all()

@@ -1,6 +1,6 @@
+import copy
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,7 @@ from genflow.config import (
 from genflow.config_files import _one_line, find_recipe, load_config, override, recipes, to_flat, to_toml
 
 RECIPES = recipes()
+REGRESSION = '[objective]\ntype = "Regression"\n'
 
 
 def read(tmp_path: Path, text: str) -> Config:
@@ -93,14 +94,17 @@ def test_a_written_configuration_reads_back_unchanged(config, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_survives_being_written_and_builds_a_model(name: str, tmp_path) -> None:
+def test_a_recipe_survives_being_written_and_builds_a_model(name: str, tmp_path, monkeypatch) -> None:
     config = load_config(find_recipe(name))
     assert config.name == name  # so that a run is found under the name of its recipe
     assert read(tmp_path, to_toml(config)) == config
     small = config.data.path in ("digits", "mnist5k", "shapes")
     size = {"digits": 8, "mnist5k": 28}.get(config.data.path, config.data.size or 32)
     with torch.device("cpu" if small else "meta"):  # networks without weights, where they have many
-        denoiser = build_denoiser(replace(config, init=""), (1, size, size), 10)
+        monkeypatch.setattr("genflow.build.load_model", lambda path, option: None)  # nor are there models to start from
+        monkeypatch.setattr("genflow.build.load_weights", lambda denoiser, source: None)
+        denoiser = build_denoiser(config, (1, size, size), 10)
+    monkeypatch.setattr("genflow.build_objective.load_model", lambda path, option: copy.deepcopy(denoiser))
     if "VGG" not in to_toml(config):  # whose weights are not there
         assert build_objective(config, denoiser).denoiser is denoiser
 
@@ -110,32 +114,51 @@ def test_recipes_are_found_by_name_and_by_path(tmp_path) -> None:
     (tmp_path / "mine.toml").write_text("seed = 3\n")
     assert load_config(find_recipe(str(tmp_path / "mine.toml"))) == Config(seed=3)
     assert complaint(find_recipe, "tiny-edn").endswith("did you mean tiny-edm?")
-    assert "tiny-rf" in complaint(find_recipe, "zzz")
+    said = complaint(find_recipe, "zzz")
+    assert said.endswith("published ones, which genflow train --help lists")
+    assert all(name in said for name in RECIPES if name.startswith(("demo", "tiny")))
+
+
+REGRESSION = '[objective]\ntype = "Regression"\n'
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("sed = 1", "unknown key sed; did you mean seed?"),
-        ("[optim]\nlearning = 1", "unknown key optim.learning; allowed are lr, warmup,"),
+        ("[optim]\nlearning = 1", "unknown key optim.learning; allowed are rule, lr, warmup,"),
         ('[backbone]\ntype = "UNet"\nwidht = 3', "unknown key backbone.widht; did you mean width?"),
-        ('[objective.times]\ntype = "LogNormal"\nmaen = 0.0', "unknown key objective.times.maen; did you mean mean?"),
+        (
+            REGRESSION + '[objective.times]\ntype = "LogNormal"\nmaen = 0.0',
+            "unknown key objective.times.maen; did you mean mean?",
+        ),
         ('[backbone]\ntype = "UNet"\npatch_size = 2', "unknown key backbone.patch_size; allowed are type, width,"),
         ('[backbone]\ntype = "DiT"\nmultipliers = [1]', "unknown key backbone.multipliers"),
         ('[schedule]\ntype = "Linear"\nsigma_max = 80.0', "unknown key schedule.sigma_max; allowed are type"),
         ('[schedule]\ntype = "VX"', "schedule.type is 'VX', allowed are VE, VP, DiscreteVP, Cosine, Linear"),
-        ('[objective.times]\ntype = "Normal"', "objective.times.type is 'Normal', allowed are Uniform, LogNormal"),
-        ('[objective.metric]\ntype = "L2"', "objective.metric.type is 'L2', allowed are SquaredL2, PseudoHuber, LPIPS"),
         (
-            '[objective.metric]\ntype = "LPIPSHuber"\n[objective.metric.perceptual]\ntype = "VGG"\nweight = "x"',
+            REGRESSION + '[objective.times]\ntype = "Normal"',
+            "objective.times.type is 'Normal', allowed are Uniform, LogNormal",
+        ),
+        (
+            REGRESSION + '[objective.metric]\ntype = "L2"',
+            "objective.metric.type is 'L2', allowed are SquaredL2, L1, Norm, PseudoHuber, LPIPS",
+        ),
+        (
+            REGRESSION
+            + '[objective.metric]\ntype = "LPIPSHuber"\n[objective.metric.perceptual]\ntype = "VGG"\nweight = "x"',
             "unknown key objective.metric.perceptual.weight; did you mean weights?",
         ),
-        ('[objective.metric]\ntype = "PseudoHuber"\nc = 0.0', "objective.metric.c = 0.0: input should be greater"),
+        (
+            REGRESSION + '[objective.metric]\ntype = "PseudoHuber"\nc = 0.0',
+            "objective.metric.c = 0.0: input should be greater",
+        ),
         ('[parameterization]\ntype = "Karras"\nconditioning = "t"', "input should be 'level' or 'time'"),
         (
             '[parameterization]\ntype = "Converted"\n[parameterization.schedule]\ntype = "VE"',
             "parameterization.schedule.type is 'VE', allowed are VP, DiscreteVP, Cosine",
         ),
+        ('[objective.times]\ntype = "Uniform"', "objective.type is missing, allowed are Regression, Consistency"),
         ("[backbone]\nwidth = 3", "backbone.type is missing, allowed are UNet, DiT"),
         ("backbone = 3", "backbone = 3: input should be an object"),
         ('seed = "1"', 'seed = "1": input should be a valid integer'),

@@ -12,7 +12,7 @@ from small import DIT, UNET, make_config
 from torch import Tensor
 
 from genflow.build import build_denoiser, build_trainer, export
-from genflow.card import _method
+from genflow.card_method import method
 from genflow.config import (
     Config,
     ConvertedConfig,
@@ -214,6 +214,6 @@ def test_noise_predicted_on_linear_itself_is_refused_with_the_way_out(tmp_path) 
 
 
 def test_a_card_names_what_is_converted(tmp_path) -> None:
-    text = _method(build_denoiser(replace(student_of(tmp_path, "ddpm"), init=""), (1, 8, 8), 10), None)
+    text = method(build_denoiser(replace(student_of(tmp_path, "ddpm"), init=""), (1, 8, 8), 10), None)
     assert "a diffusion model's network, its time and scale converted (arXiv 2405.20320)" in text
     assert "`Converted(schedule=DiscreteVP(betas=1000 from 0.0001 to 0.02), row=PredictNoise())`" in text

@@ -7,7 +7,7 @@ from oracles import CountingNetwork, counting_denoiser
 from torch import nn
 
 import genflow
-from genflow.denoiser import Denoiser
+from genflow.denoiser import Denoiser, config_file, store_times
 from genflow.nn.dit import DiT
 from genflow.nn.unet import UNet
 from genflow.parameterizations import Conditioning, Converted, Karras, PredictNoise, PredictVelocity
@@ -210,6 +210,31 @@ class ToldNetwork(CountingNetwork):
         self.told = augment
         out = super().forward(x, c_noise, y, s)
         return out if augment is None else out + augment.mean(dim=1).view(-1, 1, 1, 1)
+
+
+def test_times_are_stored_in_a_saved_folder_and_nothing_else_changes(tmp_path) -> None:
+    network = DiT(image_size=(8, 8), in_channels=1, num_classes=3, width=16, depth=1, heads=2)
+    denoiser = Denoiser(network, VE(), Karras(), image_shape=(1, 8, 8), num_classes=3, times={"4": [80.0, 9, 3, 1, 0]})
+    denoiser.save_pretrained(tmp_path / "plain")
+    genflow.GenflowPipeline(denoiser).save_pretrained(str(tmp_path / "pipeline"))
+    for folder, place in (("plain", "config.json"), ("pipeline", "denoiser/config.json")):
+        file = config_file(tmp_path / folder)
+        assert file == tmp_path / folder / place
+        before = json.loads(file.read_text())
+        store_times(file, {2: [80.0, 0.821, 0.0], 10: [80.0, *range(9, 0, -1), 0.0]})
+        loaded = Denoiser.from_pretrained(tmp_path / folder)
+        assert loaded.times["2"] == [80.0, 0.821, 0.0]
+        assert set(loaded.times) == {"2", "4", "10"}
+        assert json.loads(file.read_text()) == before | {"times": loaded.times}
+        text = file.read_text()
+        loaded.save_pretrained(tmp_path / "again")
+        again = (tmp_path / "again" / "config.json").read_text()
+        assert again.replace('  "_name_or_path": "",\n', "") == text  # as diffusers would write it
+        with pytest.raises(ValueError, match="a grid of 2 steps is 3 falling times"):
+            store_times(file, {2: [80.0, 90.0, 0.0]})
+        assert file.read_text() == text
+    with pytest.raises(ValueError, match="is not a saved model"):
+        config_file(tmp_path)
 
 
 def test_augmentation_labels_reach_a_backbone_that_is_told_of_them() -> None:

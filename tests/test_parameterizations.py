@@ -1,9 +1,12 @@
 import itertools
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
 from genflow.parameterizations import (
+    Coefficients,
     Conditioning,
     ConsistencyKarras,
     Converted,
@@ -156,8 +159,8 @@ def test_consistency_boundary_is_exact() -> None:
         assert torch.equal(row.clean(VE(), raw, x_t, t), x_t)
 
 
-def test_consistency_table() -> None:
-    """c_skip, c_out, c_in, ln(sigma) / 4 to eight digits; a missing root in c_in or sigma_min would show."""
+def assert_is_the_published_row(row: Parameterization) -> None:
+    """c_skip, c_out, c_in, ln(sigma) / 4 to eight digits."""
     table = {
         0.002: (1.00000000, 0.00000000, 1.99998400, -1.553652),
         0.01: (0.99974407, 0.00799840, 1.99960012, -1.151293),
@@ -169,9 +172,41 @@ def test_consistency_table() -> None:
         80.0: (0.00003906, 0.49997773, 0.01249976, 1.095507),
     }
     for sigma, expected in table.items():
-        row = ConsistencyKarras().coefficients(VE(), torch.tensor(sigma, dtype=torch.float64))
-        given = [float(v) for v in (row.c_skip, row.c_out, row.c_in, row.c_noise)]
-        assert given == pytest.approx(expected, abs=6e-7)
+        given = row.coefficients(VE(), torch.tensor(sigma, dtype=torch.float64))
+        values = [float(v) for v in (given.c_skip, given.c_out, given.c_in, given.c_noise)]
+        assert values == pytest.approx(expected, abs=6e-7)
+
+
+def test_consistency_table() -> None:
+    assert_is_the_published_row(ConsistencyKarras())
+
+
+DEFECTS: dict[str, Callable[[Coefficients, torch.Tensor], dict[str, torch.Tensor]]] = {
+    "no root in c_in": lambda row, sigma: {"c_in": row.c_in**2},
+    "scalings without sigma_min": lambda row, sigma: {
+        "c_skip": 0.25 / (sigma**2 + 0.25),
+        "c_out": 0.5 * sigma * row.c_in,
+    },
+    "c_out without sigma_data": lambda row, sigma: {"c_out": row.c_out / 0.5},
+    "no c_in": lambda row, sigma: {"c_in": torch.ones_like(sigma)},
+    "sigma itself as the time": lambda row, sigma: {"c_noise": sigma},
+    "the output over sigma once more": lambda row, sigma: {"c_out": row.c_out / sigma},
+    "ln sigma as the time": lambda row, sigma: {"c_noise": sigma.log()},
+    "a thousand times ln(sigma) / 4": lambda row, sigma: {"c_noise": 250 * sigma.log()},
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_published_defects_of_the_row_are_told_apart(defect: str) -> None:
+    """Mistakes that public programs of consistency models make."""
+
+    class Defective(ConsistencyKarras):
+        def coefficients(self, schedule: Schedule, t: torch.Tensor) -> Coefficients:
+            row = super().coefficients(schedule, t)
+            return replace(row, **DEFECTS[defect](row, schedule.sigma(t)))
+
+    with pytest.raises(AssertionError):
+        assert_is_the_published_row(Defective())
 
 
 def test_ddpm_networks_see_the_step() -> None:

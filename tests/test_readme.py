@@ -43,7 +43,7 @@ def test_the_recipes_it_names_exist() -> None:
 def test_the_commands_it_names_exist() -> None:
     from genflow.cli.main import COMMANDS
 
-    assert set(re.findall(r"^ +genflow (\w+)", README, flags=re.MULTILINE)) <= set(COMMANDS)
+    assert set(re.findall(r"^ +genflow ([\w-]+)", README, flags=re.MULTILINE)) <= set(COMMANDS)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"\bmake (\w+)", README):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target

@@ -11,7 +11,7 @@ from genflow.build import build_denoiser
 from genflow.build_objective import build_times
 from genflow.cli.image_pairs import PAPER_CALLS
 from genflow.cli.pair_options import PairsArguments
-from genflow.config import Config, LPIPSConfig, LPIPSHuberConfig
+from genflow.config import Config, LPIPSConfig, LPIPSHuberConfig, RegressionConfig
 from genflow.config_files import find_recipe, load_config, parse_arguments, to_flat
 from genflow.nn.unet import unet_preset
 from genflow.objectives import UShaped
@@ -68,7 +68,8 @@ def test_what_all_share(name: str) -> None:
     assert (config.data.flip, config.data.augment) == (False, 0.0)
     assert config.objective.residual.type == "Velocity"
     assert network_calls(config.sample.sampler, config.sample.steps) == 2
-    law = build_times(config, Linear())
+    assert isinstance(config.objective, RegressionConfig)
+    law = build_times(config.objective.times, Linear())
     assert law == UShaped(a=0.0 if name[-2:] in ("-a", "-b") else 4.0)
 
 

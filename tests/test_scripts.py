@@ -38,7 +38,9 @@ def check_run(folder: Path, steps: int) -> None:
     assert not list(folder.rglob(".partial-*"))
 
 
-@pytest.mark.parametrize(("script", "recipe"), [("rectified_flow", "tiny-rf"), ("rectified_flow", "tiny-dit")])
+@pytest.mark.parametrize(
+    ("script", "recipe"), [("rectified_flow", "tiny-rf"), ("rectified_flow", "tiny-dit"), ("consistency", "tiny-ict")]
+)
 def test_a_script_trains_a_recipe(script: str, recipe: str, tmp_path) -> None:
     said = run(tmp_path, sys.executable, str(ROOT / "train" / f"{script}.py"), recipe, "--train.steps", "20", *SHORT)
     assert f"runs/{recipe}/model" in said
@@ -169,7 +171,9 @@ def test_two_machines_train_one_model_and_stop_when_one_of_them_is_told_to(tmp_p
     assert not list(folder.rglob(".partial-*"))
 
 
-@pytest.mark.parametrize("script", ["train/diffusion.py", "train/rectified_flow.py", "sample/generate.py"])
+@pytest.mark.parametrize(
+    "script", ["train/diffusion.py", "train/rectified_flow.py", "train/consistency.py", "sample/generate.py"]
+)
 def test_a_script_refuses_in_one_line_and_explains_itself(script: str, tmp_path) -> None:
     command = [sys.executable, str(ROOT / script)]
     assert script in run(tmp_path, *command, "--help")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from genflow.cli.models import run_of
-from genflow.config import Config, UShapedConfig
+from genflow.config import Config, RegressionConfig, UShapedConfig
 from genflow.data.images import EMBEDDED
 from genflow.data.pair_files import read_manifest
 from genflow.data.pairs import is_pairs
@@ -45,7 +45,12 @@ def has_pairs(config: Config) -> bool:
     path = config.data.path
     if path in EMBEDDED or expanded(path).exists():
         return is_pairs(path)
-    return config.data.pairs > 0 or isinstance(config.objective.times, UShapedConfig)
+    return config.data.pairs > 0 or _is_reflow(config)
+
+
+def _is_reflow(config: Config) -> bool:
+    """Tell whether times are drawn by 2-RF's law."""
+    return isinstance(config.objective, RegressionConfig) and isinstance(config.objective.times, UShapedConfig)
 
 
 def is_imported_reflow(model: str) -> bool:
@@ -64,7 +69,7 @@ def caution_of_data(config: Config) -> None:
     """
     path = config.data.path
     if not is_pairs(path):
-        if isinstance(config.objective.times, UShapedConfig):
+        if _is_reflow(config):
             caution(
                 f"this is a recipe for pairs (objective.times is UShaped), and {path} holds images alone: each meets"
                 " new noise at every step, which makes no flow straight; give a folder of  genflow pairs  as data.path"

@@ -24,8 +24,10 @@ from genflow.cli.sides import (
     ReadingArguments,
     ReferenceSide,
     Side,
+    check_network,
     draw_samples,
     is_measured_model,
+    network_name,
     read_reference,
     read_samples,
     reading_of,
@@ -98,7 +100,9 @@ class FidArguments:
     """Samples to draw from a model; 0 is as many as the reference has images."""
     steps: str = ""
     """Steps of a model's sampler, or several to measure one after the other, such as 1,2,4; by default its own."""
-    sampler: Literal["default", "euler", "heun", "dpmpp_2m", "ancestral", "straight", "straight_heun"] = "default"
+    sampler: Literal["default", "euler", "heun", "dpmpp_2m", "ancestral", "multistep", "straight", "straight_heun"] = (
+        "default"
+    )
     """A model's sampler."""
     guidance: float = 1.0
     """Scale of classifier-free guidance; 1 is none."""
@@ -130,7 +134,7 @@ def fid(arguments: Sequence[str], *, prog: str = "genflow fid") -> None:
     else:
         sides = [read_samples(options.samples, reading)]
     check_sizes(sides[0].said, reference.said)
-    name = _network_name(options, reference)
+    name = network_name(options.features, options.reference, reference)
     if name != "inception" and "all" in options.metrics:
         asked -= OF_INCEPTION
     wanted = Wanted(metrics=asked, per_class=options.per_class)
@@ -151,7 +155,7 @@ def _measured(
     network = load_features(name, options.weights, team.device, dtype, image_shape=shape)
     file = reference.file
     if file is not None:
-        _check_network(network, reference)
+        check_network(network, reference)
     results: list[Result] = []
     with scratch_folder() as folder:
         if reference.data is not None:
@@ -272,38 +276,6 @@ def _check(options: FidArguments) -> None:
         if getattr(options, name) != getattr(default, name):
             option = f"--{name.replace('_', '-')}"
             raise ValueError(f"{option} is for models, and {options.samples} is none: leave it out")
-
-
-def _network_name(options: FidArguments, reference: ReferenceSide) -> str:
-    if options.features != "auto":
-        return options.features
-    if reference.file is not None and reference.file.network is not None:
-        return reference.file.network.name
-    return options.reference if reads_digits(options.reference) else "inception"
-
-
-def _check_network(network: FeatureNetwork, reference: ReferenceSide) -> None:
-    """Refuse statistics of other features than those of the samples will be."""
-    file = reference.file
-    assert file is not None
-    if file.stats.dims != network.dims:
-        raise ValueError(
-            f"{reference.said.name} holds statistics of {file.stats.dims} features, {network.name} gives"
-            f" {network.dims}: name the network that they were made with by --features"
-        )
-    if file.network is None:
-        return
-    for what, there, here in (
-        ("name", file.network.name, network.identity.name),
-        ("weights", file.network.weights, network.identity.weights),
-        ("resize", file.network.resize, network.identity.resize),
-        ("dtype", file.network.dtype, network.identity.dtype),
-    ):
-        if there not in (None, here):
-            raise ValueError(
-                f"{reference.said.name} was made with a network whose {what} is {there}, not {here}: use that one, or"
-                " make the statistics anew with genflow stats"
-            )
 
 
 def _check_reach(wanted: Wanted, name: str, side: Side, reference: ReferenceSide) -> None:

@@ -9,8 +9,8 @@ import re
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path, PureWindowsPath
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeGuard
 
 import tyro
@@ -20,7 +20,6 @@ from genflow.files import atomic_folder
 
 if TYPE_CHECKING:
     from genflow.card import Imported, Training
-    from genflow.config import Config
     from genflow.denoiser import Denoiser
     from genflow.evaluation.protocol import Result
 
@@ -143,7 +142,9 @@ def _read_figures(options: PushArguments, weights: str) -> list[Result]:
             if sampling is not None and (run == options.run or sampling.weights == weights):
                 _check_figure(result, path, weights)
                 found.append(result)
-    return [_result_without_local_paths(result) for result in found]
+    from genflow.cli.local_paths import result_without_local_paths
+
+    return [result_without_local_paths(result) for result in found]
 
 
 def _holds_figures(path: Path) -> bool:
@@ -163,29 +164,6 @@ def _check_figure(result: Result, source: Path, weights: str) -> None:
     lacking = [name for name, value in needed.items() if value is None]
     if lacking:
         raise ValueError(f"{source} lacks {' and '.join(lacking)}, without which its figure cannot be read")
-
-
-def _result_without_local_paths(result: Result) -> Result:
-    """Return a result whose names have lost the folders that lead to them; a note that still tells a path is left out.
-
-    Names of classes, which come from folders too, are not shared.
-    """
-    from genflow.card import last_name
-
-    samples, reference, network = result.protocol.samples, result.protocol.reference, result.protocol.network
-    names = {samples.name: _start(samples.name), reference.name: _data_source(reference.name)}
-    names[network.name] = last_name(network.name, "own")
-    protocol = replace(
-        result.protocol,
-        samples=replace(samples, name=names[samples.name]),
-        reference=replace(reference, name=names[reference.name]),
-        network=replace(network, name=names[network.name]),
-    )
-    notes = list(result.notes)
-    for name in sorted(names, key=len, reverse=True):
-        notes = [note.replace(name, names[name]) if set(name) & set("/\\~") else note for note in notes]
-    kept = tuple(note for note in notes if not re.search(r"(?<!\w)(?:[~/\\]|\.\.?[/\\]|[A-Za-z]:[/\\])\S", note))
-    return replace(result, protocol=protocol, notes=kept, per_class={})
 
 
 def _is_finite(value: Any) -> TypeGuard[int | float]:
@@ -245,6 +223,7 @@ def _read_import(path: Path) -> Imported | None:
 def _read_training(folder: Path) -> Training | None:
     """Return what the run of this folder says of its training, without local paths, or None."""
     from genflow.card import Training
+    from genflow.cli.local_paths import without_local_paths
 
     run = _run_of(folder)
     path = run / "config.toml"
@@ -255,52 +234,11 @@ def _read_training(folder: Path) -> Training | None:
     versions = re.fullmatch(r"# (genflow \S+(?:, [\w-]+ [\w.+-]+)*)", first)
     best = run != folder and Path(os.path.abspath(folder)).name == "best"
     return Training(
-        config=_without_local_paths(config),
+        config=without_local_paths(config),
         steps=_step_of_best(run) if best else _step_of_model(run, config.train.steps),
         versions=versions[1] if versions else "",
         best=best,
     )
-
-
-def _without_local_paths(config: Config) -> Config:
-    """Return the configuration with every local path reduced to its last name; names on the hub stay.
-
-    The folder of runs becomes the default one. Decided by the text alone, so that it is the same wherever it is done.
-    """
-    from genflow.card import last_name
-    from genflow.config import Config, LPIPSConfig, LPIPSHuberConfig, VGGConfig
-
-    objective = config.objective
-    match objective.metric:
-        case LPIPSConfig(perceptual=VGGConfig(weights=given)) | LPIPSHuberConfig(perceptual=VGGConfig(weights=given)):
-            vgg = VGGConfig(weights=last_name(given, "weights"))
-            objective = replace(objective, metric=replace(objective.metric, perceptual=vgg))
-    data = replace(config.data, path=_data_source(config.data.path), labels=last_name(config.data.labels, "labels"))
-    return replace(config, out=Config.out, init=_start(config.init), data=data, objective=objective)
-
-
-def _data_source(source: str) -> str:
-    """Return a data source without the folders that lead to it."""
-    from genflow.card import HUB_DATA, last_name
-    from genflow.data.images import EMBEDDED
-
-    if source in EMBEDDED or re.fullmatch(HUB_DATA, source):
-        return source
-    if source.startswith("hf:"):
-        path, mark, query = source.removeprefix("hf:").partition("?")
-        return f"hf:./{last_name(path, 'data')}{mark}{query}"
-    name = last_name(source, "data")
-    return f"./{name}" if name in EMBEDDED or name.startswith("hf:") else name
-
-
-def _start(init: str) -> str:
-    """Return the model that a run started from: a hub repository, or the name of a run or folder."""
-    from genflow.card import HUB_MODEL, last_name
-
-    if re.fullmatch(HUB_MODEL, init):
-        return init
-    path = PureWindowsPath(init)
-    return last_name(str(path.parent) if path.parts[1:] and path.name in ("model", "best") else init, "model")
 
 
 def _step_of_model(run: Path, total: int) -> int | None:

@@ -39,7 +39,9 @@ class SampleArguments:
     """Classes, used in turn; by default all of the model's. The number of classes itself means "no class"."""
     steps: int = 0
     """Steps of the sampler; 0 is the model's default."""
-    sampler: Literal["default", "euler", "heun", "dpmpp_2m", "ancestral", "straight", "straight_heun"] = "default"
+    sampler: Literal["default", "euler", "heun", "dpmpp_2m", "ancestral", "multistep", "straight", "straight_heun"] = (
+        "default"
+    )
     """Sampler."""
     guidance: float = 1.0
     """Scale of classifier-free guidance; 1 is none."""

@@ -17,7 +17,9 @@ from genflow.data.decoding import Decoding
 from genflow.data.images import EMBEDDED, ImageData, Split, load_images
 from genflow.data.pairs import MOST_PAIRS, is_pairs, load_pairs
 from genflow.denoiser import Denoiser, is_saved, saved_in, weights_hash
-from genflow.evaluation.protocol import ImageSet, Sampling
+from genflow.evaluation.features import FeatureNetwork
+from genflow.evaluation.measurement import reads_digits
+from genflow.evaluation.protocol import OF_SCHEDULE, ImageSet, Sampling
 from genflow.evaluation.references import Reference, is_reference, load_reference
 from genflow.evaluation.sources import FoundImages, Samples, Source
 from genflow.sampling.generate import choose_times, network_calls
@@ -72,8 +74,8 @@ def reading_of(given: ReadingArguments, samples: str, reference: str) -> Decodin
     return Decoding(how.size or None, how.channels, how.background, how.scale_16_bit)
 
 
-def read_reference(source: str, reading: Decoding, features: str) -> ReferenceSide:
-    """Return the reference: statistics of the network ``features``, the held-out part of an embedded set, or images."""
+def read_reference(source: str, reading: Decoding, features: str, *, part: Split = "test") -> ReferenceSide:
+    """Return the reference: statistics of the network ``features``, a ``part`` of an embedded set, or images."""
     if is_reference(Path(source)):
         if reading != Decoding():
             raise ValueError(
@@ -81,7 +83,7 @@ def read_reference(source: str, reading: Decoding, features: str) -> ReferenceSi
             )
         file = load_reference(Path(source), features)
         return ReferenceSide(said=file.images, file=file)
-    split: Split = "test" if source in EMBEDDED else "all"
+    split: Split = part if source in EMBEDDED else "all"
     data = read_images(source, split, reading)
     return ReferenceSide(said=said_of(data, split), data=data)
 
@@ -162,6 +164,7 @@ def draw_samples(denoiser: Denoiser, name: str, reference: ReferenceSide, drawin
     ]
     config = run_of(name)
     digest = weights_hash(denoiser)
+    own = denoiser.times.get(str(drawing.steps))
     said = ImageSet(
         name=name,
         n=drawing.count,
@@ -180,6 +183,7 @@ def draw_samples(denoiser: Denoiser, name: str, reference: ReferenceSide, drawin
             guidance=drawing.guidance,
             first_seed=drawing.first_seed,
             labels=rule,
+            times=OF_SCHEDULE if own is None else " ".join(f"{t:g}" for t in own),
             ema=None if config is None else f"half-life {config.optim.ema_halflife:,.0f} images",
         ),
     )
@@ -219,3 +223,36 @@ def labels_of(denoiser: Denoiser, data: ImageData | None) -> Tensor | None:
             " class cannot be measured against those of another; put the reference in one folder without classes"
         )
     return torch.from_numpy(data.labels)
+
+
+def network_name(features: str, source: str, reference: ReferenceSide) -> str:
+    """Return whose features are compared: as asked for by ``features``, else what goes with the reference."""
+    if features != "auto":
+        return features
+    if reference.file is not None and reference.file.network is not None:
+        return reference.file.network.name
+    return source if reads_digits(source) else "inception"
+
+
+def check_network(network: FeatureNetwork, reference: ReferenceSide) -> None:
+    """Refuse statistics of other features than those of the samples will be."""
+    file = reference.file
+    assert file is not None
+    if file.stats.dims != network.dims:
+        raise ValueError(
+            f"{reference.said.name} holds statistics of {file.stats.dims} features, {network.name} gives"
+            f" {network.dims}: name the network that they were made with by --features"
+        )
+    if file.network is None:
+        return
+    for what, there, here in (
+        ("name", file.network.name, network.identity.name),
+        ("weights", file.network.weights, network.identity.weights),
+        ("resize", file.network.resize, network.identity.resize),
+        ("dtype", file.network.dtype, network.identity.dtype),
+    ):
+        if there not in (None, here):
+            raise ValueError(
+                f"{reference.said.name} was made with a network whose {what} is {there}, not {here}: use that one, or"
+                " make the statistics anew with genflow stats"
+            )

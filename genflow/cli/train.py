@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from genflow.config import Config
+from genflow.config import Config, ConsistencyConfig, ConstantConfig, GridLevelsConfig
 from genflow.config_files import find_recipe, load_config, override, recipes
+from genflow.config_findings import check, findings
 from genflow.processes import end_with_launcher
 
 
@@ -16,15 +17,18 @@ def train(arguments: Sequence[str], *, prog: str = "genflow train") -> Path:
     """Train what a recipe and its overrides describe, and return the folder of the model."""
     end_with_launcher(signal.SIGTERM)  # before anything that takes long, or an early end would go unheard
     config = read(arguments, prog=prog)
+    check(config)
     from accelerate import PartialState  # torch and its friends load only once the options are known to be right
 
     from genflow.build import build_trainer
-    from genflow.cli.cautions import caution_of_data
+    from genflow.cli.cautions import caution, caution_of_data
 
     check_resume(config)
     trainer = build_trainer(config)
     if PartialState().is_main_process:
         caution_of_data(config)
+        for finding in findings(config):
+            caution(finding)
     model = trainer.fit()
     PartialState().print(f"{model}: the model; try  genflow sample {model}")  # once, however many processes there are
     return model
@@ -62,8 +66,19 @@ def check_resume(config: Config) -> None:
     differing = [name for name in fixed if getattr(before, name) != getattr(config, name)]
     if before.train.batch_size != config.train.batch_size:
         differing.append("train.batch_size")
+    if _has_pace(config) and before.train.steps != config.train.steps:
+        differing.append("train.steps, which sets the pace of its noise levels")
     if differing:
         raise ValueError(
             f"{config.folder} holds a run with another {' and '.join(differing)} (see {written}): continue it with the"
             " same options, or give this one another --name"
         )
+
+
+def _has_pace(config: Config) -> bool:
+    """Tell whether what is trained on changes along the run, by the share of its steps that are taken."""
+    match config.objective:
+        case ConsistencyConfig(levels=GridLevelsConfig(curriculum=ConstantConfig())):
+            return False
+        case objective:
+            return isinstance(objective, ConsistencyConfig)

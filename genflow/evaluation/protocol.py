@@ -17,6 +17,7 @@ from genflow import __version__
 from genflow.files import write_text
 
 FORMAT = 2  # of the files; raise it when a reader of older ones would misread
+OF_SCHEDULE = "the schedule's"  # time grid
 LOSSLESS = ("raw", "png", "bmp", "webp-lossless")  # codecs that give back every pixel
 
 
@@ -58,6 +59,8 @@ class Sampling:
     """Image k is of seed first_seed + k."""
     labels: str | None = None
     """Which classes were asked for: "none", "as the reference's", "each in turn"."""
+    times: str | None = None
+    """On which time grid: "the schedule's", or such as "80 0.821 0" where the model has its own for so many steps."""
     ema: str | None = None
     """What average of weights this is, such as "half-life 500,000 images"; None if the model's folder does not say."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -68,7 +68,7 @@ class Samples(Source):
         first_seed: the seed of the first.
         label: the class to ask a seed for; None asks for none.
         classes: their names.
-        steps, sampler, guidance: as in ``generate``; None is the model's default.
+        steps, times, sampler, guidance: as in ``generate``; None is the model's default.
     """
 
     denoiser: Denoiser
@@ -77,6 +77,7 @@ class Samples(Source):
     label: Callable[[int], int] | None = None
     classes: tuple[str, ...] = ()
     steps: int | None = None
+    times: Sequence[float] | None = None
     sampler: str | None = None
     guidance: float = 1.0
 
@@ -89,6 +90,7 @@ class Samples(Source):
             seeds,
             labels=asked,
             steps=self.steps,
+            times=self.times,
             sampler=self.sampler,
             guidance=self.guidance,
             batch_size=UNIT,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from genflow.evaluation.protocol import Figure, ImageSet, NetworkIdentity, Result
+from genflow.evaluation.protocol import OF_SCHEDULE, Figure, ImageSet, NetworkIdentity, Result
 
 UNKNOWN = "not recorded"
 CLASSES = 10  # that are told on the screen
@@ -61,6 +61,8 @@ def samples_words(result: Result) -> str:
         return f"{samples.name}, {how_many}, {reading_words(samples)}, hash {prefix(samples.hash)}"
     parts = [f"{samples.name} (weights {prefix(sampling.weights)})", how_many, _seeds(result)]
     parts += [sampling.sampler, plural(sampling.steps, "step"), plural(sampling.calls, "network call")]
+    if sampling.times not in (None, OF_SCHEDULE):
+        parts.append(f"at times {sampling.times}")
     parts.append("no guidance" if sampling.guidance == 1 else f"guidance {sampling.guidance:g}")
     parts.append(f"classes {sampling.labels or UNKNOWN}")
     parts.append(f"EMA {sampling.ema or UNKNOWN}")

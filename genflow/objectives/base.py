@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,8 @@ class Objective(nn.Module, abc.ABC):
     """A loss on a denoiser. It owns the denoiser, so that whatever wraps it for training wraps both."""
 
     denoiser: Denoiser
+    exact: ClassVar[bool] = False
+    """Whether the loss is a small difference that TF32, rounding to three digits, would drown."""
 
     @abc.abstractmethod
     def forward(self, batch: Batch, step: int) -> Tensor:

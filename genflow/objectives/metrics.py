@@ -6,6 +6,7 @@ import abc
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -26,6 +27,27 @@ class SquaredL2(Metric):
 
     def __call__(self, residual: Tensor, clean: Tensor, x: Tensor, t: Tensor) -> Tensor:
         return residual.square().flatten(1).mean(dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class L1(Metric):
+    """Mean of the residual's absolute values over the values of an image."""
+
+    def __call__(self, residual: Tensor, clean: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        return residual.abs().flatten(1).mean(dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm(Metric):
+    """``|residual|``, the Euclidean norm over the values of an image: the pseudo-Huber metric as c goes to 0.
+
+    Its gradient is the residual's direction, and 0 where there is none.
+    Source: "Consistency Models Made Easy", arXiv 2406.14548, section 3.
+    """
+
+    def __call__(self, residual: Tensor, clean: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        square = residual.flatten(1).square().sum(dim=1)
+        return square * square.clamp(min=torch.finfo(square.dtype).tiny).rsqrt()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,5 +14,6 @@ from genflow.sampling.samplers import ancestral as ancestral
 from genflow.sampling.samplers import dpmpp_2m as dpmpp_2m
 from genflow.sampling.samplers import euler as euler
 from genflow.sampling.samplers import heun as heun
+from genflow.sampling.samplers import multistep as multistep
 from genflow.sampling.samplers import straight as straight
 from genflow.sampling.samplers import straight_heun as straight_heun

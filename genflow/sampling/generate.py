@@ -13,7 +13,7 @@ from genflow.denoiser import Denoiser
 from genflow.pixels import quantize
 from genflow.sampling.guidance import guided
 from genflow.sampling.noise import SeededNoise
-from genflow.sampling.samplers import Sampler, ancestral, dpmpp_2m, euler, heun, straight, straight_heun
+from genflow.sampling.samplers import Sampler, ancestral, dpmpp_2m, euler, heun, multistep, straight, straight_heun
 
 
 def generate(
@@ -121,13 +121,16 @@ def find_sampler(sampler: str | Sampler) -> Sampler:
             return dpmpp_2m
         case "ancestral":
             return ancestral
+        case "multistep":
+            return multistep
         case "straight":
             return straight
         case "straight_heun":
             return straight_heun
         case str():
             raise ValueError(
-                f"unknown sampler {sampler!r}: choose euler, heun, dpmpp_2m, ancestral, straight or straight_heun"
+                f"unknown sampler {sampler!r}: choose euler, heun, dpmpp_2m, ancestral, multistep, straight or"
+                " straight_heun"
             )
         case _:
             return sampler

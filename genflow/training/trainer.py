@@ -36,8 +36,9 @@ from genflow.training.checkpoints import Checkpoints, Progress
 from genflow.training.ema import EMA
 from genflow.training.interruption import Interruption, Terminated
 from genflow.training.logging import JsonLog, Meter
-from genflow.training.optim import learning_rate, make_optimizer, mask_step, set_learning_rate
+from genflow.training.optim import learning_rate, make_optimizer, mask_step, prepare_step
 from genflow.training.shards import whole
+from genflow.training.tuning import tune
 
 Loader = Callable[[int], Loaded]
 Augment = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -80,7 +81,7 @@ class Trainer:
         self.folder = config.folder
         self.accelerator = accelerator or make_accelerator(config)
         self.objective = objective.to(self.accelerator.device)
-        self._tune_device()
+        tune(self.objective, config, self.accelerator.device)
         self.ema = EMA(objective.denoiser, halflife=config.optim.ema_halflife, rampup=config.optim.ema_rampup)
         self.optimizer = make_optimizer(objective, config.optim)
         self.loader = loader
@@ -236,7 +237,7 @@ class Trainer:
         bad = ~norm.isfinite()
         if self.accelerator.scaler is None:  # fp16's scaler masks by itself
             mask_step(self.optimizer, bad)
-        set_learning_rate(self.optimizer, learning_rate(step, train.steps, optim))
+        prepare_step(self.optimizer, step, train.steps, optim)
         self._stepper.step()
         self.meter.add_step(norm, bad)
         self.objective.after_step(step)
@@ -265,7 +266,7 @@ class Trainer:
         """Read the meter, write the log, and stop the run if it is beyond help."""
         values = self.meter.read()
         record = {"step": done, "images": done * self.config.train.batch_size, **values, "images_per_second": rate}
-        record["lr"] = self.optimizer.param_groups[0]["lr"]
+        record["lr"] = learning_rate(done - 1, self.config.train.steps, self.config.optim)
         if values["loss"] is not None:
             bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
         if self.accelerator.is_main_process:
@@ -338,15 +339,6 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.export(self.ema.denoiser, self.folder / "best")
         return distance
-
-    def _tune_device(self) -> None:
-        """Take what speeds matrix products up and changes nothing but rounding."""
-        if self.config.train.gradient_checkpointing:
-            self.objective.denoiser.backbone.gradient_checkpointing = True  # pyright: ignore[reportArgumentType]
-        if self.accelerator.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32
-        if self.config.compile:
-            self.objective.denoiser.backbone.compile()
 
 
 def make_accelerator(config: Config) -> Accelerator:

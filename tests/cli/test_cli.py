@@ -102,7 +102,7 @@ TINY = ("--backbone.width", "16", "--train.steps", "2", "--train.batch-size", "8
         ("train", ["name a recipe first", "tiny-rf"]),
         ("train tiny-edn", ["there is no recipe or file 'tiny-edn'", "did you mean tiny-edm?"]),
         ("train tiny-edm stray", ["stray"]),
-        ("train {inputs}/unknown.toml", ["unknown.toml: unknown key optim.leaning_rate", "allowed are lr, "]),
+        ("train {inputs}/unknown.toml", ["unknown.toml: unknown key optim.leaning_rate", "allowed are rule, lr, "]),
         ("train {inputs}/type.toml", ['type.toml: seed = "one": input should be a valid integer']),
         ("train {inputs}/text.txt", ["text.txt is not valid TOML"]),
         ("train tiny-edm --optim.lrr 1", ["--optim.lrr", "did you mean --optim.lr?"]),

@@ -21,8 +21,19 @@ from genflow import __version__
 from genflow.build import build_denoiser, export
 from genflow.card import Imported, model_card
 from genflow.cli.main import main
-from genflow.config import Config, DataConfig, LPIPSConfig, LPIPSHuberConfig, RegressionConfig, VGGConfig
-from genflow.config_files import load_config, to_toml
+from genflow.config import (
+    ByTeacherConfig,
+    Config,
+    ConsistencyConfig,
+    ConstantConfig,
+    DataConfig,
+    GridLevelsConfig,
+    LPIPSConfig,
+    LPIPSHuberConfig,
+    RegressionConfig,
+    VGGConfig,
+)
+from genflow.config_files import find_recipe, load_config, to_toml
 from genflow.denoiser import Denoiser, weights_hash
 from genflow.evaluation.protocol import Figure, Result, save_results
 from genflow.parameterizations import PredictNoise
@@ -228,6 +239,34 @@ def test_the_model_started_from_is_named_without_the_way_to_it(given, shared, ba
     assert found.init == shared
     assert told(run, found) == found
     assert ModelCard.load(dry(run) / "README.md").data.to_dict().get("base_model") == base
+
+
+@pytest.mark.parametrize(("given", "shared"), [("/home/me/runs/edm/model", "edm"), ("hf:owner/edm", "hf:owner/edm")])
+def test_a_teacher_is_named_without_the_way_to_it(given: str, shared: str, run) -> None:
+    objective = ConsistencyConfig(
+        levels=GridLevelsConfig(curriculum=ConstantConfig(count=18)), descent=ByTeacherConfig(teacher=given)
+    )
+    config = replace(make_config(run), objective=objective)
+    found = told(run, config)
+    assert found.objective == replace(objective, descent=ByTeacherConfig(teacher=shared))
+    text = (dry(run) / "README.md").read_text(encoding="utf-8")
+    assert "/home" not in text
+    assert f"taught by the flow of the model `{shared}`, a step of Heun at a time" in text
+    assert f"It was taught by the model `{shared}`; if that is others' work, its terms may apply to it too." in text
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ct-cifar10", "Consistency training, without a teacher (CT, arXiv 2303.01469)."),
+        ("cd-cifar10", "Consistency distillation (CD, arXiv 2303.01469): taught by the flow of the model"),
+        ("tiny-ict", "Improved consistency training, without a teacher (iCT, arXiv 2310.14189)."),
+        ("ect-cifar10", "A diffusion model that was tuned into a consistency model (ECT, arXiv 2406.14548)."),
+    ],
+)
+def test_the_kind_of_consistency_model_is_named(name: str, said: str, run) -> None:
+    (run / "config.toml").write_text(to_toml(load_config(find_recipe(name))))
+    assert said in (dry(run) / "README.md").read_text(encoding="utf-8")
 
 
 # Which of a run's models, and what belongs to it
@@ -490,6 +529,7 @@ def test_a_figure_stands_with_its_protocol_in_text_and_front_matter(run) -> None
         "guidance": 1.0,
         "first_seed": 0,
         "labels": "as the reference's",
+        "times": "the schedule's",
         "ema": "half-life 9",
         "samples": 599,
         "seed_ranges": 3,
@@ -736,3 +776,26 @@ def test_a_run_that_started_from_other_weights_says_that_their_terms_apply(tmp_p
         assert main(["push", f"runs/{name}", "--repo", "me/it", "--dry-run", "--out", f"card-{name}"]) == 0
         card = (tmp_path / f"card-{name}" / "README.md").read_text(encoding="utf-8")
         assert ("their terms apply to it too" in card) == told
+
+
+def test_a_consistency_models_run_is_shared_with_its_own_times(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = ["train", "tiny-ict", "--backbone.width", "16", "--train.batch-size", "8", "--train.steps", "5"]
+    assert main(tiny) == 0
+    assert (
+        main(["fid", "runs/tiny-ict", "digits", "--steps", "1,2", "--num", "64", "--out", "runs/tiny-ict/a.json"]) == 0
+    )
+    out = dry(Path("runs/tiny-ict"))
+    card = ModelCard.load(out / "README.md")
+    for said in (
+        "the preconditioning of consistency models (arXiv 2303.01469). Improved consistency training",
+        "the sampler `multistep` in 1 steps: 1 network calls. It brings time grids of its own for 2 steps.",
+        "`VE(sigma_min=0.002, sigma_max=80.0, rho=7.0)`",
+        "2 network calls, at times 80 0.821 0",
+        "so guidance does not work and labels must be given",
+    ):
+        assert said in card.text
+    results = card.data.to_dict()["model-index"][0]["results"]
+    assert [m["args"]["times"] for each in results for m in each["metrics"]] == ["the schedule's", "80 0.821 0"]
+    loaded = Denoiser.from_pretrained(out)
+    assert loaded.times == {"2": [80.0, 0.821, 0.0]}

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genflow.objectives import LPIPS, LPIPSHuber, PseudoHuber, SquaredL2
+from genflow.objectives import L1, LPIPS, LPIPSHuber, Norm, PseudoHuber, SquaredL2
 from genflow.objectives.metrics import Metric
 
 NOTHING = torch.zeros(1)
@@ -31,7 +31,7 @@ def test_the_values_of_2rfpps_pseudo_huber(size: int, table: dict[float, float])
 
 
 def test_both_papers_constants() -> None:
-    """Written out: 2-RF++ has c = 1.65888 and divides by D for D = 3072, iCT c = 0.0299301 and divides by nothing."""
+    """Written out: 2-RF++ has c = 1.65888 and divides by D for D = 3072, iCT c = 0.0299298 and divides by nothing."""
     residual = image(0.2, 32)
     square = residual.square().sum()
     of_rfpp = ((square + 1.65888**2).sqrt() - 1.65888) / 3072
@@ -77,6 +77,8 @@ def shot(t: Tensor, error: float, count: int = 6) -> tuple[Tensor, Tensor, Tenso
 
 METRICS = [
     SquaredL2(),
+    L1(),
+    Norm(),
     PseudoHuber(),
     PseudoHuber.ict(),
     LPIPS(distance=quadratic),
@@ -133,3 +135,42 @@ def test_the_weight_is_each_images_own() -> None:
 def test_a_pseudo_huber_without_a_corner_is_refused() -> None:
     with pytest.raises(ValueError, match="c must be positive, got 0"):
         PseudoHuber(c=0.0)
+
+
+def test_icts_values() -> None:
+    """c for both image sizes, and the values at no difference, where the gradient is 0, too, and at norm 1."""
+    for size, c in ((32, 0.0299298), (64, 0.0598597)):
+        step = image(1.0, size)
+        step = step / step.norm()
+        expected = (1 + c**2) ** 0.5 - c
+        assert float(huber(PseudoHuber.ict(), step)) == pytest.approx(expected, rel=1e-6)
+        nothing = torch.zeros(1, 3, size, size, requires_grad=True)
+        loss = huber(PseudoHuber.ict(), nothing)
+        loss.sum().backward()
+        assert nothing.grad is not None
+        assert float(loss.detach()) == 0
+        assert nothing.grad.abs().max() == 0
+    assert float(huber(PseudoHuber.ict(), image(1.0, 32) / 3072**0.5)) == pytest.approx(0.970518, rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-3, 1.0, 1e6])
+def test_the_norm_and_its_gradient(scale: float) -> None:
+    """The residual's length, and its direction at any length but 0, where both are 0."""
+    residual = torch.randn(4, 3, 8, 8).mul(scale)
+    residual[0] = 0
+    residual.requires_grad_()
+    value = Norm()(residual, NOTHING, NOTHING, NOTHING)
+    value.sum().backward()
+    assert residual.grad is not None
+    length = residual.detach().flatten(1).double().norm(dim=1)
+    torch.testing.assert_close(value.double(), length, rtol=1e-5, atol=0)
+    assert residual.grad[0].abs().max() == 0
+    torch.testing.assert_close(
+        residual.grad[1:].double(), residual.detach()[1:] / length[1:].view(-1, 1, 1, 1), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_l1_is_the_mean_of_absolute_values() -> None:
+    residual = torch.tensor([[[[1.0, -2.0], [0.0, 3.0]]]])
+    assert L1()(residual, NOTHING, NOTHING, NOTHING).tolist() == [1.5]
+    assert SquaredL2()(residual, NOTHING, NOTHING, NOTHING).tolist() == [3.5]

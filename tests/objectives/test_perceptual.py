@@ -12,7 +12,7 @@ from genflow.config import LPIPSConfig, PackagedConfig, VGGConfig
 from genflow.data.images import load_images
 from genflow.denoiser import Denoiser
 from genflow.evaluation.networks.digits import load_loss_network
-from genflow.objectives import FeatureDistance, vgg_distance
+from genflow.objectives import LPIPS, FeatureDistance, vgg_distance
 from genflow.parameterizations import Karras
 from genflow.pixels import to_unit
 from genflow.schedules import VE
@@ -194,4 +194,6 @@ def test_images_and_schedules_that_do_not_fit_are_refused() -> None:
         build_distance(VGGConfig(), 4)
     denoiser = Denoiser(nn.Identity(), VE(), Karras(), image_shape=(1, 8, 8))
     with pytest.raises(ValueError, match="LPIPS weighs by t"):
-        build_metric(LPIPSConfig(perceptual=PackagedConfig()), denoiser)
+        build_metric(LPIPSConfig(perceptual=PackagedConfig(), divide_by_t=True), denoiser)
+    undivided = build_metric(LPIPSConfig(perceptual=PackagedConfig()), denoiser)  # for CT and CD
+    assert isinstance(undivided, LPIPS)

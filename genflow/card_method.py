@@ -1,0 +1,95 @@
+"""What a model card says of the method: schedule, parameterization, objective, network."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from genflow.config import (
+    ByTeacherConfig,
+    Config,
+    ConsistencyConfig,
+    DoublingConfig,
+    EasyLevelsConfig,
+    GridLevelsConfig,
+    RegressionConfig,
+)
+from genflow.denoiser import Denoiser
+
+
+def method(denoiser: Denoiser, run: Config | None) -> str:
+    """Return the method in words and as a table; ``run`` is None where nothing is known of the training."""
+    config: Any = denoiser.config
+    objective = "not recorded" if run is None else f"`{_show(run.objective)}`"
+    count = sum(p.numel() for p in denoiser.parameters())
+    words = _words(config["schedule"]["class"], config["parameterization"]["class"])
+    rows = [
+        "| schedule | parameterization | objective | network | parameters |",
+        "|---|---|---|---|---|",
+        f"| `{_call(config['schedule'])}` | `{_call(config['parameterization'])}` | {objective} |"
+        f" `{_call(config['network'])}` | {count:,} |",
+    ]
+    learned = "" if run is None else _learned(run.objective)
+    return "\n\n".join(filter(None, [" ".join(filter(None, [words, learned])), "\n".join(rows)]))
+
+
+def _learned(objective: RegressionConfig | ConsistencyConfig) -> str:
+    """Name the kind of consistency model; nothing is said of a regression, which the pair names already."""
+    match objective:
+        case ConsistencyConfig(descent=ByTeacherConfig(teacher=teacher, solver=solver)):
+            return (
+                f"Consistency distillation (CD, arXiv 2303.01469): taught by the flow of the model `{teacher}`, a step"
+                f" of {solver.capitalize()} at a time."
+            )
+        case ConsistencyConfig(levels=EasyLevelsConfig()):
+            return "A diffusion model that was tuned into a consistency model (ECT, arXiv 2406.14548)."
+        case ConsistencyConfig(levels=GridLevelsConfig(curriculum=DoublingConfig())):
+            return "Improved consistency training, without a teacher (iCT, arXiv 2310.14189)."
+        case ConsistencyConfig():
+            return "Consistency training, without a teacher (CT, arXiv 2303.01469)."
+        case RegressionConfig():
+            return ""
+
+
+def _words(schedule: str, parameterization: str) -> str:
+    """Describe the pair of schedule and parameterization; nothing is said of pairs that have no name."""
+    match schedule, parameterization:
+        case "VE", "Karras":
+            return "Variance-exploding noise and EDM's preconditioning (arXiv 2206.00364)."
+        case "VE", "ConsistencyKarras":
+            return "Variance-exploding noise and the preconditioning of consistency models (arXiv 2303.01469)."
+        case "DiscreteVP" | "VP" | "Cosine", "PredictNoise":
+            return "Variance-preserving diffusion whose network predicts the noise, as in DDPM (arXiv 2006.11239)."
+        case "DiscreteVP" | "VP" | "Cosine", "PredictV":
+            return "Variance-preserving diffusion whose network predicts v (arXiv 2202.00512)."
+        case "Linear", "PredictVelocity":
+            return "Rectified flow: the network predicts the velocity of straight paths (arXiv 2209.03003)."
+        case "Linear", "Karras":
+            return "The straight paths of rectified flow with EDM's preconditioning (arXiv 2405.20320)."
+        case "Linear", "Converted":
+            return "Rectified flow by a diffusion model's network, its time and scale converted (arXiv 2405.20320)."
+        case "Trig", "PredictVelocity":
+            return "TrigFlow (arXiv 2410.11081)."
+        case _:
+            return ""
+
+
+def _call(part: Mapping[str, Any]) -> str:
+    """Write a part of the model's configuration as the call that makes it; a long table by its ends."""
+    shown = []
+    for key, value in part["arguments"].items():
+        if isinstance(value, Mapping):  # a part of a part
+            value = _call(value)
+        elif isinstance(value, list | tuple) and len(value) > 8:
+            value = f"{len(value)} from {value[0]:g} to {value[-1]:g}"
+        shown.append(f"{key}={value}")
+    return f"{part['class']}({', '.join(shown)})"
+
+
+def _show(part: Any) -> str:
+    """Write a section of a configuration on one line."""
+    fields = [f.name for f in dataclasses.fields(part) if f.name != "type"]
+    values = {name: vars(part)[name] for name in fields}
+    shown = [f"{k}={_show(v) if dataclasses.is_dataclass(v) else v}" for k, v in values.items()]
+    return f"{part.type}({', '.join(shown)})"

@@ -1,0 +1,187 @@
+"""What is known to be wrong with a configuration before anything is built: what cannot work, and what seldom does.
+
+The findings on consistency models are the mistakes for which public re-implementations stay far from the papers; each
+names itself, so that who makes one on purpose knows which one it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from genflow.config import (
+    AveragedWeightsConfig,
+    Config,
+    ConsistencyConfig,
+    ConsistencyKarrasConfig,
+    DoublingConfig,
+    EasyLevelsConfig,
+    GridLevelsConfig,
+    KarrasConfig,
+    LinearConfig,
+    LogNormalIntervalConfig,
+    PredictCleanConfig,
+    PredictNoiseConfig,
+    PredictVConfig,
+    PredictVelocityConfig,
+    PseudoHuberConfig,
+    RegressionConfig,
+    UNetConfig,
+    VEConfig,
+)
+
+LEAST_BATCH = 128  # of a consistency model's training, below which none is known to have worked
+LARGEST_FOURIER_SCALE = 1.0  # iCT has 0.02; 16, EDM's and CT's, turns 25 radians per unit of ln sigma
+
+
+def check(config: Config) -> None:
+    """Raise ``ValueError`` for parts that cannot work together, saying what would."""
+    _check_row(config)
+    _check_middle(config)
+    if isinstance(config.objective, ConsistencyConfig):
+        _check_consistency(config, config.objective)
+
+
+def _check_row(config: Config) -> None:
+    match config.schedule, config.parameterization:
+        case VEConfig(), PredictNoiseConfig() | PredictVConfig() | PredictVelocityConfig() | PredictCleanConfig():
+            why = "leaves the inputs of schedule VE, up to 80 times too large, unscaled: use Karras"
+        case VEConfig(), KarrasConfig(conditioning="time"):
+            why = "with conditioning time needs t in [0, 1], and that of schedule VE is a noise level: use level"
+        case LinearConfig(), PredictNoiseConfig():
+            why = "needs alpha > 0, which schedule Linear lacks at t = 1: use PredictVelocity or Karras, or Converted"
+            why += " with the weights of a model that predicts noise on a schedule of its own"
+        case VEConfig(), ConsistencyKarrasConfig() if isinstance(config.objective, RegressionConfig):
+            why = "gives images back untouched at the lowest noise level, where nothing can be regressed: use Karras"
+        case VEConfig(), _:
+            return
+        case _, ConsistencyKarrasConfig():
+            why = "is made for the noise levels of schedule VE: use that"
+        case _:
+            return
+    raise ValueError(f"parameterization {config.parameterization.type} {why}")
+
+
+def _check_middle(config: Config) -> None:
+    """Refuse times between the first and 0 that are not between them, or do not fall."""
+    first = config.schedule.sigma_max if isinstance(config.schedule, VEConfig) else 1.0
+    if any(s >= t for t, s in itertools.pairwise((first, *config.sample.middle))):
+        shown = " ".join(f"{t:g}" for t in config.sample.middle)
+        raise ValueError(f"sample.middle must fall, from below {first:g}, where sampling starts, got {shown}")
+
+
+def _check_consistency(config: Config, objective: ConsistencyConfig) -> None:
+    if config.schedule.type != "VE":
+        raise ValueError(f"objective Consistency goes with schedule VE, not {config.schedule.type}")
+    match objective.levels:
+        case GridLevelsConfig() if not isinstance(config.parameterization, ConsistencyKarrasConfig):
+            raise ValueError(
+                "objective Consistency on a grid needs parameterization ConsistencyKarras: with"
+                f" {config.parameterization.type} the image at the lowest noise level is not the state itself, and"
+                " nothing anchors what the model learns"
+            )
+        case GridLevelsConfig(curriculum=DoublingConfig(first=first, last=last)) if last < 2 * first:
+            raise ValueError(
+                f"curriculum stuck: objective.levels.curriculum doubles from {first} to at most {last} intervals, so it"
+                f" never does; iCT goes from 10 to 1280"
+            )
+        case EasyLevelsConfig() if not isinstance(config.parameterization, KarrasConfig):
+            raise ValueError(
+                "objective.levels Easy (ECT) goes down to noise level 0 and needs parameterization Karras:"
+                f" {config.parameterization.type} stops above it"
+            )
+        case EasyLevelsConfig() if not config.init:
+            raise ValueError(
+                "objective.levels Easy (ECT) starts from a trained diffusion model of schedule VE and parameterization"
+                " Karras: name it by --init"
+            )
+        case _:
+            return
+
+
+def findings(config: Config) -> list[str]:
+    """Return warnings, one line each, of choices that are known to keep a consistency model from working."""
+    if not isinstance(config.objective, ConsistencyConfig):
+        return []
+    return [*_of_method(config, config.objective), *_of_training(config, config.objective)]
+
+
+def _improved(objective: ConsistencyConfig) -> bool:
+    """Tell iCT and ECT from CT and CD, which were published with Fourier scale 16, an average and no dropout."""
+    match objective.levels:
+        case GridLevelsConfig(curriculum=DoublingConfig()) | EasyLevelsConfig():
+            return True
+        case _:
+            return False
+
+
+def _of_method(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
+    levels = objective.levels
+    law = levels.law if isinstance(levels, GridLevelsConfig) else levels
+    if isinstance(law, LogNormalIntervalConfig | EasyLevelsConfig) and law.mean > 0:
+        yield (
+            f"sign of the mean: noise levels are log-normal about e^{law.mean:g}, far above what matters most for"
+            " images; iCT's and ECT's mean is -1.1"
+        )
+    match objective.metric:
+        case PseudoHuberConfig(c_power=power, divisor_power=divisor) if (power, divisor) != (0.5, 0.0):
+            yield (
+                "c of the wrong dimension: iCT's pseudo-Huber metric is that of the whole image as one vector, c ="
+                " 0.00054 sqrt(D): objective.metric.c_power = 0.5, divisor_power = 0"
+            )
+        case PseudoHuberConfig(c=c) if c > 0.01:
+            yield (
+                f"c counted twice: objective.metric.c = {c:g} is multiplied by sqrt(D); iCT's 0.03 on CIFAR-10 is"
+                " c = 0.00054"
+            )
+        case _:
+            pass
+    if isinstance(objective.target, AveragedWeightsConfig) and _improved(objective):
+        yield (
+            "an average of weights as teacher: iCT and ECT learn from the weights of the moment (objective.target"
+            " Current); the average is for sampling"
+        )
+    if not config.backbone.dropout and config.train.steps > 10_000 and _improved(objective):
+        yield "no dropout: iCT has 0.3 on CIFAR-10, 0.2 on ImageNet-64"
+    match config.backbone:
+        case UNetConfig(fourier_scale=scale) if scale > LARGEST_FOURIER_SCALE and _improved(objective):
+            yield (
+                f"Fourier scale {scale:g}: the embedding of neighbouring noise levels differs far too much; iCT has"
+                " backbone.fourier_scale = 0.02, and 0 (positional) is about as calm"
+            )
+        case _:
+            pass
+
+
+def _of_training(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
+    train, optim = config.train, config.optim
+    # with few levels apart, CT and CD were published in fp16 on ImageNet
+    if train.mixed_precision == "bf16" or (train.mixed_precision == "fp16" and _improved(objective)):
+        yield (
+            f"{train.mixed_precision}: neighbouring noise levels differ by less than what the network's output is"
+            " rounded by; train in float32 (the grid itself is float64 in any case)"
+        )
+    if train.batch_size < LEAST_BATCH:
+        yield f"batch of {train.batch_size}: published runs have 1024 and more, and small batches are known to stall"
+    unusual = []
+    if optim.rule != "radam":
+        unusual.append(f"rule = {optim.rule}")
+    if optim.weight_decay:
+        unusual.append(f"weight_decay = {optim.weight_decay:g}")
+    if optim.decay != "constant":
+        unusual.append(f"decay = {optim.decay}")
+    if optim.warmup:
+        unusual.append(f"warmup = {optim.warmup}")
+    if optim.clip:
+        unusual.append(f"clip = {optim.clip:g}")
+    if optim.beta1 != 0.9:
+        unusual.append(f"beta1 = {optim.beta1:g}")
+    if optim.beta2 != 0.999:
+        unusual.append(f"beta2 = {optim.beta2:g}")
+    if unusual:
+        yield (
+            "optimiser: published runs have RAdam at a constant rate from the start, betas 0.9 and 0.999, no weight"
+            f" decay and no clipping; here {', '.join(unusual)}"
+        )
+    if not optim.ema_halflife:
+        yield "no average of weights: the model that is sampled from is the last step's, which is far worse"

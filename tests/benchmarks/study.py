@@ -1,0 +1,84 @@
+"""What benchmarks that train many models share: records kept as runs end, processes side by side, fair judges."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genflow.data.decoding import Decoding
+from genflow.data.images import load_images
+from genflow.evaluation.embedded import Embedded
+from genflow.evaluation.measurement import Wanted, gather
+from genflow.evaluation.sources import FoundImages
+
+RESULTS = Path(__file__).parent / "results"
+CHOSEN_BY = 2**32  # first seed of the samples that trials are judged by
+
+Record = dict[str, Any]
+
+
+def protocol(name: str, size: int) -> Embedded:
+    """Return the protocol of reported figures."""
+    return Embedded.load(name, size=size)  # pyright: ignore[reportArgumentType]
+
+
+def judge(name: str, size: int) -> Embedded:
+    """Return what trials are judged by: the training images, so that no choice has seen the held-out ones."""
+    embedded = protocol(name, size)
+    train = load_images(name, "train", decoding=Decoding(size=size or None))
+    reference = gather(FoundImages(train), embedded.network, Wanted(), None)
+    return replace(embedded, held_out=train, reference=reference)
+
+
+class Records:
+    """A file of one line of JSON per finished job; a job is known by the items of its key."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def all(self) -> list[Record]:
+        """Return all that is finished."""
+        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+
+    def find(self, key: Record) -> Record | None:
+        """Return the record of a job."""
+        return next((r for r in self.all() if key.items() <= r.items()), None)
+
+    def add(self, record: Record) -> None:
+        """Keep what has ended."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def quietly(action: Callable[..., Record], *given: Any) -> Record:
+    """Do a job in a process of its own, with one thread and nothing said."""
+    torch.set_num_threads(1)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return action(*given)
+
+
+def side_by_side(
+    records: Records, jobs: Iterable[tuple[Record, bool]], action: Callable[..., Record], given: Any, processes: int
+) -> None:
+    """Do jobs, so many at a time, and keep each record at once; ``action(given, key)`` returns what to add to its key.
+
+    A job comes with whether it is to be done even though there is a record, as when its model has gone since.
+    """
+    left = [key for key, again in jobs if again or records.find(key) is None]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        running = {pool.submit(quietly, action, given, key): key for key in left}
+        for finished in as_completed(running):
+            key = running[finished]
+            record = key | finished.result()
+            if records.find(key) is None:
+                records.add(record)
+                print({k: v for k, v in record.items() if k != "curve"}, flush=True)
