@@ -101,10 +101,11 @@ def test_a_recipe_survives_being_written_and_builds_a_model(name: str, tmp_path,
     small = config.data.path in ("digits", "mnist5k", "shapes")
     size = {"digits": 8, "mnist5k": 28}.get(config.data.path, config.data.size or 32)
     with torch.device("cpu" if small else "meta"):  # networks without weights, where they have many
-        monkeypatch.setattr("genflow.build.load_model", lambda path, option: None)  # nor are there models to start from
+        monkeypatch.setattr("genflow.build.load_named", lambda path, option: None)  # nor are there models to start from
         monkeypatch.setattr("genflow.build.load_weights", lambda denoiser, source: None)
+        monkeypatch.setattr("genflow.build.misreading", lambda source, denoiser: "")
         denoiser = build_denoiser(config, (1, size, size), 10)
-    monkeypatch.setattr("genflow.build_objective.load_model", lambda path, option: copy.deepcopy(denoiser))
+    monkeypatch.setattr("genflow.build_objective.load_named", lambda path, option: copy.deepcopy(denoiser))
     if "VGG" not in to_toml(config):  # whose weights are not there
         assert build_objective(config, denoiser).denoiser is denoiser
 

@@ -183,7 +183,8 @@ def test_each_network_is_that_of_its_paper(name: str) -> None:
     assert config.data.classes == bool(classes)
     with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
         patch.setattr("genflow.build.load_weights", lambda denoiser, source: None)  # there is no teacher here
-        patch.setattr("genflow.build.load_model", lambda path, option: None)
+        patch.setattr("genflow.build.load_named", lambda path, option: None)
+        patch.setattr("genflow.build.misreading", lambda source, denoiser: "")
         denoiser = build_denoiser(config, shape, classes)
     count = sum(p.numel() for p in denoiser.parameters()) / 1e6
     # the paper's deep network for CIFAR-10 is said to have over 100 M, as that recipe's head tells
