@@ -1,0 +1,178 @@
+"""A linear layer whose kernel is made of components: learngenes for every class, tailors for some."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genflow.kind.gate import Assigned, Closed, Mixed, Switch
+
+
+@dataclasses.dataclass(frozen=True)
+class Components:
+    """Rank-one terms `u_i σ_i v_i` of a kernel, or of the kernels of C tailors.
+
+    Shapes: u (m, r), sigma (r,), v (r, n); of tailors u (C, m, k), sigma (C, k), v (C, k, n).
+    """
+
+    u: Tensor
+    sigma: Tensor
+    v: Tensor
+
+    @property
+    def down(self) -> Tensor:
+        """`diag(σ) v`: the scale sits on the small factor, so that activations keep their dtype under autocast."""
+        return self.sigma[..., None] * self.v
+
+    def select(self, tailors: Tensor) -> Components:
+        """Return the blocks of these tailors, in this order."""
+        parts = (part.index_select(0, tailors.to(part.device)) for part in (self.u, self.sigma, self.v))
+        return Components(*parts)
+
+
+def mask(x: Tensor, tailors: Components, weights: Tensor) -> Tensor:
+    """Compute all tailors for all images and weight them: `Σ_c w_c x v_cᵀ σ_c u_cᵀ`, B N C k (m + n) products.
+
+    Shapes: x (B, N, n), weights (B, C) to (B, N, m).
+    """
+    rank = tailors.sigma.shape[1]
+    h = F.linear(x, tailors.down.flatten(0, 1))  # (B, N, C·k)
+    h = h * weights.to(h.dtype).repeat_interleave(rank, dim=1)[:, None]  # (B, N, C·k)
+    return F.linear(h, tailors.u.transpose(0, 1).flatten(1))  # (B, N, m)
+
+
+def gather(x: Tensor, tailors: Components, gating: Assigned) -> Tensor:
+    """Copy each image's tailor and multiply in batches: `x v_cᵀ σ_c u_cᵀ`, B N k (m + n) products.
+
+    On CUDA the gradients of the copies are added in no fixed order.
+    Shapes: x (B, N, n) to (B, N, m).
+    """
+    place = gating.tailors.clamp(min=0)  # (B,)
+    on = (gating.tailors >= 0).to(x.dtype)[:, None, None]  # (B, 1, 1)
+    h = (x * on) @ tailors.down.index_select(0, place).mT  # (B, N, k)
+    return h @ tailors.u.index_select(0, place).mT  # (B, N, m)
+
+
+def segments(x: Tensor, tailors: Components, gating: Assigned) -> Tensor:
+    """Sort the batch by tailor and multiply each segment: `x v_cᵀ σ_c u_cᵀ`, B N k (m + n) products.
+
+    Shapes: x (B, N, n) to (B, N, m).
+    """
+    sort = gating.segments
+    down = tailors.down  # (C, k, n)
+    parts: list[Tensor] = []
+    for (tailor, count), part in zip(
+        sort.sizes, x.index_select(0, sort.order).split([count for _, count in sort.sizes]), strict=True
+    ):
+        if tailor < 0:
+            parts.append(part.new_zeros(count, x.shape[1], tailors.u.shape[1]))
+        else:
+            parts.append(F.linear(F.linear(part, down[tailor]), tailors.u[tailor]))
+    dtype = parts[-1].dtype  # under autocast the zeros, if any, come first in another
+    return torch.cat([part.to(dtype) for part in parts]).index_select(0, sort.inverse)  # (B, N, m)
+
+
+def cheapest(tokens: int, tailors: int, rank: int) -> str:
+    """Name the mode with the least work a image and unit of (m + n): "mask", "gather" or "segments".
+
+    In products, of which a processor does 16 while it moves one number: a copied weight is moved about five times
+    (copy, gradient, sum of gradients), a sorted activation three times. Measured on one CPU core; the order of the
+    three, not the size of the gap, is what this is good for.
+    """
+    moved = 16
+    costs = {
+        "mask": tokens * tailors * rank,
+        "gather": tokens * rank + 5 * moved * rank,
+        "segments": tokens * rank + 3 * moved * tokens,
+    }
+    if torch.compiler.is_compiling():  # sizes of segments are known to the host only after a wait
+        del costs["segments"]
+    return min(costs, key=lambda mode: costs[mode])
+
+
+@final
+class KINDLinear(nn.Module):
+    """Linear layer with a gated kernel, `W(y) x + b`, `W(y) = Σ_G u_i σ_i v_i + Σ_{j in tailor(y)} u_j σ_j v_j`.
+
+    Learngenes G are on for every image, a tailor for the images of its classes, so that other classes send it a
+    gradient of exactly 0. U, σ and V are free parameters; σ may have any sign. W is never formed: the layer multiplies
+    by V, then by U, which is cheaper than the dense layer if fewer than `m n / (m + n)` components are active.
+
+    Shapes: x (B, *, n) to (B, *, m) with B the batch that the gate was told of. `learngene_u` (m, r), `learngene_sigma`
+    (r,), `learngene_v` (r, n), `tailor_u` (C, m, k), `tailor_sigma` (C, k), `tailor_v` (C, k, n), `bias` (m,) or None.
+    Source: "KIND: Knowledge Integration and Diversion for Training Decomposable Models" (arXiv 2408.07337). Unconfirmed
+    there: whether U and V are held orthonormal (here only at the start) and the sign of σ.
+
+    Raises:
+        RuntimeError: If no gate is held, as when the backbone is called rather than the model around it.
+        ValueError: If the batch is not the one that the gate was told of.
+    """
+
+    def __init__(self, learngenes: Components, tailors: Components, bias: Tensor | None, switch: Switch) -> None:
+        super().__init__()
+        self.learngene_u = _parameter(learngenes.u)
+        self.learngene_sigma = _parameter(learngenes.sigma)
+        self.learngene_v = _parameter(learngenes.v)
+        self.tailor_u = _parameter(tailors.u)
+        self.tailor_sigma = _parameter(tailors.sigma)
+        self.tailor_v = _parameter(tailors.v)
+        self.bias = None if bias is None else _parameter(bias)
+        self.switch = switch
+
+    @property
+    def learngenes(self) -> Components:
+        """The components that are always on."""
+        return Components(self.learngene_u, self.learngene_sigma, self.learngene_v)
+
+    @property
+    def tailors(self) -> Components:
+        """The components of all tailors."""
+        return Components(self.tailor_u, self.tailor_sigma, self.tailor_v)
+
+    def forward(self, x: Tensor) -> Tensor:
+        base = F.linear(F.linear(x, self.learngenes.down), self.learngene_u, self.bias)  # (B, *, m)
+        count, rank = self.tailor_sigma.shape
+        gating = self.switch.gating
+        if gating is None:
+            raise RuntimeError("no gate is held: call the decomposed model, which tells its layers the classes")
+        if isinstance(gating, Closed) or count == 0:
+            return base
+        given = gating.weights if isinstance(gating, Mixed) else gating.tailors
+        if len(given) != len(x):
+            raise ValueError(f"the gate was told of {len(given)} images, and a layer got a batch of {len(x)}")
+        tokens = x.flatten(1, -2) if x.ndim > 2 else x[:, None]  # (B, N, n)
+        match gating:
+            case Mixed(weights):
+                added = mask(tokens, self.tailors, weights)
+            case Assigned():
+                match cheapest(tokens.shape[1], count, rank):
+                    case "mask":
+                        added = mask(tokens, self.tailors, gating.weights(count))
+                    case "gather":
+                        added = gather(tokens, self.tailors, gating)
+                    case _:
+                        added = segments(tokens, self.tailors, gating)
+        return base + added.view_as(base)
+
+    @torch.no_grad()
+    def weight(self, tailors: Sequence[int] = ()) -> Tensor:
+        """Return the dense kernel (m, n) with these tailors on, by their places; formed in float32 at least."""
+        wide = torch.promote_types(self.learngene_u.dtype, torch.float32)
+        u = torch.cat([self.learngene_u, *(self.tailor_u[c] for c in tailors)], dim=1).to(wide)  # (m, r_act)
+        sigma = torch.cat([self.learngene_sigma, *(self.tailor_sigma[c] for c in tailors)]).to(wide)  # (r_act,)
+        v = torch.cat([self.learngene_v, *(self.tailor_v[c] for c in tailors)]).to(wide)  # (r_act, n)
+        return (u * sigma @ v).to(self.learngene_u.dtype)
+
+    def extra_repr(self) -> str:
+        (m, r), n = self.learngene_u.shape, self.learngene_v.shape[1]
+        count, rank = self.tailor_sigma.shape
+        return f"in_features={n}, out_features={m}, learngenes={r}, tailors={count} of rank {rank}"
+
+
+def _parameter(value: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.detach().clone(memory_format=torch.contiguous_format))
