@@ -8,7 +8,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from genflow.kind.gate import Closed
 from genflow.kind.linear import KINDLinear
@@ -88,6 +87,8 @@ def _cost(tensors: Iterable[Tensor], macs: int) -> Cost:
 
 def _trace(model: Decomposed, image_shape: tuple[int, int, int]) -> tuple[dict[str, int], int]:
     """Return the tokens that each decomposed layer sees of one image, and all products with no tailor on."""
+    from torch.utils.flop_counter import FlopCounterMode  # which imports triton
+
     tokens: dict[str, int] = {}
     names = {id(linear): name for name, linear in model.linears().items()}
 
@@ -98,9 +99,13 @@ def _trace(model: Decomposed, image_shape: tuple[int, int, int]) -> tuple[dict[s
     hooks = [part.register_forward_hook(note) for part in model.modules() if isinstance(part, KINDLinear)]
     held = {**dict(model.backbone.named_parameters()), **dict(model.backbone.named_buffers())}
     try:
-        # Fake tensors, which know their shapes only, rather than meta ones, which autocast does not know.
+        # Fake tensors, which know their shapes only, rather than meta ones, which autocast does not know. All floats
+        # have one width, whatever the model's: then the inputs fit, and the count is the same.
         with torch.no_grad(), model.gate.hold(Closed()), FakeTensorMode(), FlopCounterMode(display=False) as counter:
-            ghosts = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in held.items()}
+            ghosts = {
+                name: torch.empty(value.shape, dtype=torch.float32 if value.is_floating_point() else value.dtype)
+                for name, value in held.items()
+            }
             inputs = (torch.empty(1, *image_shape), torch.empty(1), None, None)
             torch.func.functional_call(model.backbone, ghosts, inputs)
     finally:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genflow.kind.gate import DROPPED
+from genflow.kind.linear import parameter
 from genflow.nn.embeddings import LabelTable
 
 
@@ -27,8 +28,8 @@ class ClassRows(nn.Module):
     def __init__(self, rows: Tensor, no_class: Tensor, class_to_tailor: Sequence[int]) -> None:
         super().__init__()
         self.num_classes = len(class_to_tailor)
-        self.rows = nn.Parameter(rows.detach().clone())
-        self.no_class = nn.Parameter(no_class.detach().clone())
+        self.rows = parameter(rows)
+        self.no_class = parameter(no_class)
         kept = [c for c, tailor in enumerate(class_to_tailor) if tailor != DROPPED]
         places = torch.full((self.num_classes + 1,), len(kept))  # the last row, which the gate never lets them reach
         places[kept] = torch.arange(len(kept))

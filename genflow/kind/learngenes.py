@@ -165,7 +165,7 @@ def freeze(model: Decomposed, part: Literal["learngenes", "tailors"]) -> None:
         raise ValueError(f'what can be frozen is "learngenes" or "tailors", got {part!r}')
     own = {id(p) for p in class_parameters(model)}
     for parameter in model.parameters():
-        parameter.requires_grad_((id(parameter) in own) == (part == "learngenes"))
+        parameter.requires_grad_(parameter.numel() > 0 and (id(parameter) in own) == (part == "learngenes"))
 
 
 def class_parameters(model: Decomposed) -> list[Tensor]:

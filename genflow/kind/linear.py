@@ -63,34 +63,29 @@ def segments(x: Tensor, tailors: Components, gating: Assigned) -> Tensor:
 
     Shapes: x (B, N, n) to (B, N, m).
     """
-    sort = gating.segments
-    down = tailors.down  # (C, k, n)
+    sort, down, rank = gating.segments, tailors.down, tailors.sigma.shape[1]
+    counts = [count for _, count in sort.sizes]
     parts: list[Tensor] = []
-    for (tailor, count), part in zip(
-        sort.sizes, x.index_select(0, sort.order).split([count for _, count in sort.sizes]), strict=True
-    ):
-        if tailor < 0:
-            parts.append(part.new_zeros(count, x.shape[1], tailors.u.shape[1]))
-        else:
-            parts.append(F.linear(F.linear(part, down[tailor]), tailors.u[tailor]))
-    dtype = parts[-1].dtype  # under autocast the zeros, if any, come first in another
-    return torch.cat([part.to(dtype) for part in parts]).index_select(0, sort.inverse)  # (B, N, m)
+    for (tailor, _), part in zip(sort.sizes, x.index_select(0, sort.order).split(counts), strict=True):
+        on = rank if tailor >= 0 else 0  # none: a product over no components, which is 0 in the dtype of the others
+        parts.append(F.linear(F.linear(part, down[tailor, :on]), tailors.u[tailor, :, :on]))
+    return torch.cat(parts).index_select(0, sort.inverse)  # (B, N, m)
 
 
-def cheapest(tokens: int, tailors: int, rank: int) -> str:
-    """Name the mode with the least work a image and unit of (m + n): "mask", "gather" or "segments".
+def cheapest(batch: int, tokens: int, tailors: int, rank: int, widths: int) -> str:
+    """Name the mode with the least work for C tailors of a kernel (m, n), `widths` = m + n: mask, gather or segments.
 
-    In products, of which a processor does 16 while it moves one number: a copied weight is moved about five times
-    (copy, gradient, sum of gradients), a sorted activation three times. Measured on one CPU core; the order of the
-    three, not the size of the gap, is what this is good for.
+    In products. A processor is taken to do 16 of them while it moves one number: a copied weight is moved five times
+    (copy, gradient, sum of gradients), a sorted activation three times. Each segment costs 600,000, the time of six
+    calls. Measured on one CPU core; the order of the three, not the size of the gap, is what this is good for.
     """
     moved = 16
     costs = {
-        "mask": tokens * tailors * rank,
-        "gather": tokens * rank + 5 * moved * rank,
-        "segments": tokens * rank + 3 * moved * tokens,
+        "mask": batch * widths * tokens * rank * tailors,
+        "gather": batch * widths * (tokens * rank + 5 * moved * rank),
+        "segments": batch * widths * (tokens * rank + 3 * moved * tokens) + min(batch, tailors) * 600_000,
     }
-    if torch.compiler.is_compiling():  # sizes of segments are known to the host only after a wait
+    if torch.compiler.is_compiling():  # the host knows the sizes of segments only after a wait
         del costs["segments"]
     return min(costs, key=lambda mode: costs[mode])
 
@@ -115,13 +110,13 @@ class KINDLinear(nn.Module):
 
     def __init__(self, learngenes: Components, tailors: Components, bias: Tensor | None, switch: Switch) -> None:
         super().__init__()
-        self.learngene_u = _parameter(learngenes.u)
-        self.learngene_sigma = _parameter(learngenes.sigma)
-        self.learngene_v = _parameter(learngenes.v)
-        self.tailor_u = _parameter(tailors.u)
-        self.tailor_sigma = _parameter(tailors.sigma)
-        self.tailor_v = _parameter(tailors.v)
-        self.bias = None if bias is None else _parameter(bias)
+        self.learngene_u = parameter(learngenes.u)
+        self.learngene_sigma = parameter(learngenes.sigma)
+        self.learngene_v = parameter(learngenes.v)
+        self.tailor_u = parameter(tailors.u)
+        self.tailor_sigma = parameter(tailors.sigma)
+        self.tailor_v = parameter(tailors.v)
+        self.bias = None if bias is None else parameter(bias)
         self.switch = switch
 
     @property
@@ -150,7 +145,7 @@ class KINDLinear(nn.Module):
             case Mixed(weights):
                 added = mask(tokens, self.tailors, weights)
             case Assigned():
-                match cheapest(tokens.shape[1], count, rank):
+                match cheapest(len(x), tokens.shape[1], count, rank, x.shape[-1] + base.shape[-1]):
                     case "mask":
                         added = mask(tokens, self.tailors, gating.weights(count))
                     case "gather":
@@ -174,5 +169,6 @@ class KINDLinear(nn.Module):
         return f"in_features={n}, out_features={m}, learngenes={r}, tailors={count} of rank {rank}"
 
 
-def _parameter(value: Tensor) -> nn.Parameter:
-    return nn.Parameter(value.detach().clone(memory_format=torch.contiguous_format))
+def parameter(value: Tensor) -> nn.Parameter:
+    """Return a parameter with a copy of a value; without elements it is not trained, so that none goes unused."""
+    return nn.Parameter(value.detach().clone(memory_format=torch.contiguous_format), requires_grad=value.numel() > 0)

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from genflow.kind.gate import ClassGate
 from genflow.kind.labels import ClassRows
 from genflow.kind.linear import Components, KINDLinear
+from genflow.nn.dit import DiT
 from genflow.nn.embeddings import LabelTable
+from genflow.nn.unet import UNet
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,7 +130,16 @@ def assembled(backbone: nn.Module, gate: ClassGate, *, device: torch.device) -> 
     tables = {name: part for name, part in backbone.named_modules() if isinstance(part, LabelTable)}
     for name, table in tables.items():
         backbone.set_submodule(name, ClassRows.split(table, gate.class_to_tailor))
-    return Decomposed(backbone, gate).to(device).train(backbone.training)
+    return _placed(Decomposed(backbone, gate), device).train(backbone.training)
+
+
+def tell_classes(backbone: nn.Module, num_classes: int) -> None:
+    """Have the arguments that rebuild one of our backbones name the number of classes that its label table has now."""
+    match backbone:
+        case DiT() | UNet():
+            backbone.arguments = backbone.arguments | {"num_classes": num_classes}
+        case _:  # somebody else's is rebuilt by somebody else
+            pass
 
 
 Recut = Callable[[str, KINDLinear], tuple[Components, Components]]
@@ -145,6 +156,13 @@ def rebuilt(model: Decomposed, class_to_tailor: Sequence[int], recut: Recut, row
         backbone.set_submodule(name, KINDLinear(learngenes, tailors, linear.bias, gate.switch))
     for name, table in model.tables().items():
         backbone.set_submodule(name, ClassRows(rows(name, table), table.no_class, class_to_tailor))
-    copied = Decomposed(backbone, gate).to(model.gate.places.device)
+    if model.tables():
+        tell_classes(backbone, gate.num_classes)
+    copied = _placed(Decomposed(backbone, gate), next(model.parameters()).device)
     copied.gradient_checkpointing = model.gradient_checkpointing
     return copied.train(model.training)
+
+
+def _placed(model: Decomposed, device: torch.device) -> Decomposed:
+    """Bring the buffers to the weights, unless those are to be loaded yet: nothing would bring the buffers back."""
+    return model if device.type == "meta" else model.to(device)
