@@ -210,6 +210,9 @@ def _check_same_stock(one: Decomposed, other: Decomposed) -> None:
     """Refuse models that are not parts of one: what both hold must be equal."""
     if one.gate.num_classes != other.gate.num_classes:
         raise ValueError(f"parts of one model have as many labels: {one.gate.num_classes} and {other.gate.num_classes}")
+    for c in set(one.gate.kept) & set(other.gate.kept):
+        if one.gate.class_to_tailor[c] != other.gate.class_to_tailor[c]:
+            raise ValueError(f"these are not parts of one model: class {c} has another tailor")
     here, there = _held(one), _held(other)
     for name in here.keys() & there.keys():
         if not torch.equal(here[name], there[name]):

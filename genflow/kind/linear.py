@@ -38,6 +38,8 @@ class Components:
 def mask(x: Tensor, tailors: Components, weights: Tensor) -> Tensor:
     """Compute all tailors for all images and weight them: `Σ_c w_c x v_cᵀ σ_c u_cᵀ`, B N C k (m + n) products.
 
+    A weight of 0 does not hide a tailor that holds infinities.
+
     Shapes: x (B, N, n), weights (B, C) to (B, N, m).
     """
     rank = tailors.sigma.shape[1]

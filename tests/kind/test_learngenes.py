@@ -206,6 +206,8 @@ def test_strangers_are_not_recombined():
         other.tables()["conditioning.labels"].rows[0, 0] += 1  # that of class 1, which both have
     with pytest.raises(ValueError, match="rows@1 differs"):
         recombine([one, other])
+    with pytest.raises(ValueError, match="class 5 has another tailor"):
+        recombine([add_tailors(extract(whole, {0}), 1), add_tailors(extract(whole, {1}), 1)])
     with pytest.raises(ValueError, match="as many labels: 5 and 6"):
         recombine([whole, add_tailors(whole, 1)])
     with pytest.raises(ValueError, match="not parts of one model"):
