@@ -18,6 +18,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 
 from genflow.files import write_text
+from genflow.kind.model import Decomposed, Layout, blank
 from genflow.nn.dit import DiT
 from genflow.nn.unet import UNet
 from genflow.parameterizations import (
@@ -283,6 +284,9 @@ def _describe_backbone(backbone: nn.Module) -> dict[str, Any]:
     match backbone:
         case UNet() | DiT():
             return {"class": type(backbone).__name__, "arguments": backbone.arguments}
+        case Decomposed():
+            arguments = {"network": _describe_backbone(backbone.backbone), "layout": backbone.layout().plain()}
+            return {"class": "Decomposed", "arguments": arguments}
         case _:  # somebody else's: named for the reader, rebuilt by whoever loads the folder
             return {"class": f"{type(backbone).__module__}.{type(backbone).__qualname__}", "arguments": {}}
 
@@ -293,6 +297,9 @@ def _build_backbone(part: dict[str, Any]) -> nn.Module:
             return UNet(**part["arguments"])
         case "DiT":
             return DiT(**part["arguments"])
+        case "Decomposed":
+            arguments = part["arguments"]
+            return blank(_build_backbone(arguments["network"]), Layout.read(arguments["layout"]))
         case other:
             raise ValueError(f"the network {other} is not genflow's: build it and pass it as backbone=")
 

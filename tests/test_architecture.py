@@ -38,6 +38,7 @@ LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 NEIGHBOURS = {
     ("parameterizations", "schedules"),
     ("pictures", "files"),
+    ("kind", "nn"),
     ("config_files", "config"),
     ("config", "config_method"),
     ("config", "config_consistency"),

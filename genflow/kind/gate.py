@@ -1,0 +1,164 @@
+"""Which tailors are on for which image: the class gate, and how it reaches the layers.
+
+A decomposed kernel is `W(y) = Σ_{i in learngenes} u_i σ_i v_i + Σ_{j in tailor(y)} u_j σ_j v_j`. One gate serves all
+layers. It is a module beside the backbone; it and the layers share one `Switch`, an ordinary attribute of each, so
+that a deep copy (an EMA) gets a switch of its own that all its layers share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LEARNGENES_ONLY = -1  # in a class map: no tailor is on for this class
+DROPPED = -2  # in a class map: the class was cut off, with its tailor and its label row
+
+
+@dataclasses.dataclass(frozen=True)
+class Closed:
+    """No tailor is on, for any image."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Segments:
+    """A batch sorted by tailor: `x[order]` is sorted, `sorted[inverse]` is `x`; `sizes` counts images a tailor.
+
+    Shapes: order and inverse (B,). `sizes` holds (tailor, images), rising, of the tailors that occur; -1 is none.
+    """
+
+    order: Tensor
+    inverse: Tensor
+    sizes: tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Assigned:
+    """Each image has one tailor on, or none.
+
+    Shapes: tailors (B,) int64, the place of a tailor in the layers' tensors, -1 for none.
+    """
+
+    tailors: Tensor
+
+    @functools.cached_property
+    def segments(self) -> Segments:
+        """The batch sorted by tailor, found once a pass; this waits for the device."""
+        order = self.tailors.argsort(stable=True)  # (B,)
+        found, counts = torch.unique_consecutive(self.tailors[order], return_counts=True)
+        sizes = tuple(zip(found.tolist(), counts.tolist(), strict=True))
+        return Segments(order, order.argsort(), sizes)
+
+    def weights(self, count: int) -> Tensor:
+        """Return the same gate as weights of all tailors, 0 or 1: (B, count) int64."""
+        return F.one_hot(self.tailors + 1, count + 1)[:, 1:]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixed:
+    """Soft gates: each image has all tailors on, each with a weight.
+
+    Shapes: weights (B, C) float.
+    Source: softmax gates as in DivControl (arXiv 2507.23620); KIND itself has binary ones.
+    """
+
+    weights: Tensor
+
+
+Gating = Closed | Assigned | Mixed
+
+
+class Switch:
+    """What the layers of one backbone read in a pass: the gating of the present batch, None between passes."""
+
+    def __init__(self) -> None:
+        self.gating: Gating | None = None
+
+
+@final
+class ClassGate(nn.Module):
+    """From labels to the tailors that are on: `g(y) = [1 … 1 | e_tailor(y)]`, binary, the same in all layers.
+
+    `class_to_tailor` names the tailor of each class, by any integers from 0; classes may share one, -1 is "learngenes
+    only" and -2 a class that was dropped. The label `num_classes`, "no class", is learngenes only. `tailors` are the
+    names that occur, rising, which is the order in which the layers hold them. The map belongs to the structure: it is
+    saved as the layout of the model, not with the weights.
+
+    Shapes: y (B,) int64 in [0, num_classes] or None (no class).
+    Source: "KIND: Knowledge Integration and Diversion for Training Decomposable Models" (arXiv 2408.07337). Unconfirmed
+    there: what the label "no class" does.
+
+    Raises:
+        ValueError: For a class map with other negative numbers, and for labels of dropped classes.
+    """
+
+    def __init__(self, class_to_tailor: Sequence[int]) -> None:
+        super().__init__()
+        if any(tailor < DROPPED for tailor in class_to_tailor):
+            raise ValueError(
+                f"a class map holds tailors from 0, -1 (learngenes only) or -2 (dropped); got {tuple(class_to_tailor)}"
+            )
+        self.class_to_tailor = tuple(class_to_tailor)
+        self.tailors = tuple(sorted({tailor for tailor in class_to_tailor if tailor >= 0}))
+        place = {tailor: i for i, tailor in enumerate(self.tailors)}
+        places = [place.get(tailor, tailor) for tailor in class_to_tailor]
+        self.places: Tensor
+        self.register_buffer("places", torch.tensor([*places, LEARNGENES_ONLY]), persistent=False)  # (num_classes + 1,)
+        self.switch = Switch()
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes, dropped ones included."""
+        return len(self.class_to_tailor)
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The classes that have not been dropped, rising."""
+        return tuple(c for c, tailor in enumerate(self.class_to_tailor) if tailor != DROPPED)
+
+    def forward(self, y: Tensor | None) -> Gating:
+        if y is None:
+            return Closed()
+        tailors = self.places.index_select(0, y)  # (B,)
+        # Only a model that lacks classes pays for the look, which waits for the device.
+        if len(self.kept) < self.num_classes and bool((tailors == DROPPED).any()):
+            asked = sorted(set(y[tailors == DROPPED].tolist()))
+            raise ValueError(
+                f"this model was extracted without classes {asked}: it has {list(self.kept)}, and {self.num_classes} "
+                "for no class"
+            )
+        return Assigned(tailors)
+
+    @contextlib.contextmanager
+    def hold(self, gating: Gating, *, recomputing: bool = False) -> Iterator[None]:
+        """Have the layers see this gating inside a `with` block.
+
+        With `recomputing`, blocks that are computed again in the backward pass see it too, whatever passes came
+        between: what autograd saves remembers the gating, and a checkpointed block fetches its saved inputs just before
+        it runs. Compiled code needs none of this, since there the gating is an input of the block.
+        """
+        switch = self.switch
+        before = switch.gating
+        switch.gating = gating
+
+        def pack(saved: Tensor) -> Tensor:
+            return saved.detach()  # an output that saved itself would never be freed
+
+        def unpack(saved: Tensor) -> Tensor:
+            switch.gating = gating
+            return saved
+
+        try:
+            if recomputing and not torch.compiler.is_compiling():
+                with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+                    yield
+            else:
+                yield
+        finally:
+            switch.gating = before

@@ -1,0 +1,168 @@
+"""A decomposed backbone: called like the one inside, it tells the layers the class of each image."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from genflow.kind.gate import ClassGate
+from genflow.kind.labels import ClassRows
+from genflow.kind.linear import Components, KINDLinear
+from genflow.nn.dit import DiT
+from genflow.nn.embeddings import LabelTable
+from genflow.nn.unet import UNet
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The structure of a decomposed backbone: what must be known beside the weights to build it again.
+
+    `class_to_tailor` as in `ClassGate`; `ranks` holds (learngenes, rank of a tailor) of each decomposed layer, by name.
+    """
+
+    class_to_tailor: tuple[int, ...]
+    ranks: Mapping[str, tuple[int, int]]
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as lists and dicts, for JSON."""
+        return {"class_to_tailor": list(self.class_to_tailor), "ranks": {k: list(v) for k, v in self.ranks.items()}}
+
+    @classmethod
+    def read(cls, plain: Mapping[str, Any]) -> Layout:
+        """Rebuild it from what `plain` returned."""
+        ranks = {name: (int(r), int(k)) for name, (r, k) in plain["ranks"].items()}
+        return cls(class_to_tailor=tuple(plain["class_to_tailor"]), ranks=ranks)
+
+
+@final
+class Decomposed(nn.Module):
+    """A backbone with decomposed kernels and the gate that drives them: `backbone(x, c_noise, y, s)` under `g(y)`.
+
+    Any backbone will do, unchanged: the gate is held for the length of a call, and the layers look it up. To run
+    something that is called otherwise, or with soft gates, hold the gate by hand:
+    `with model.gate.hold(Mixed(weights)): model.backbone(x)`.
+
+    Set `gradient_checkpointing` here, not on the backbone inside: blocks that are computed again in the backward pass
+    then find the gate of their own pass.
+
+    Shapes: as the backbone's; y (B,) int64 in [0, num_classes] or None, which is learngenes only for all.
+    Source: "KIND: Knowledge Integration and Diversion for Training Decomposable Models" (arXiv 2408.07337).
+
+    Raises:
+        ValueError: For labels of classes that were dropped.
+    """
+
+    def __init__(self, backbone: nn.Module, gate: ClassGate) -> None:
+        super().__init__()
+        self.gate = gate
+        self.backbone = backbone
+        self.gradient_checkpointing = False
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether the backbone is told to compute its blocks again in the backward pass."""
+        return self._recomputing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, on: bool) -> None:
+        self._recomputing = on
+        self.backbone.gradient_checkpointing = on  # pyright: ignore[reportArgumentType]
+
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        y: Tensor | None = None,
+        s: Tensor | None = None,
+        *,
+        augment: Tensor | None = None,
+    ) -> Tensor:
+        with self.gate.hold(self.gate(y), recomputing=self._recomputing):
+            if augment is None:  # most backbones know of no such argument
+                return self.backbone(x, c_noise, y, s)
+            return self.backbone(x, c_noise, y, s, augment=augment)
+
+    def linears(self) -> dict[str, KINDLinear]:
+        """Return the decomposed layers by their names in the backbone."""
+        return {name: part for name, part in self.backbone.named_modules() if isinstance(part, KINDLinear)}
+
+    def tables(self) -> dict[str, ClassRows]:
+        """Return the label tables by their names in the backbone."""
+        return {name: part for name, part in self.backbone.named_modules() if isinstance(part, ClassRows)}
+
+    def layout(self) -> Layout:
+        """Return the structure, from which `blank` builds a model that these weights fit."""
+        ranks = {n: (p.learngene_sigma.shape[0], p.tailor_sigma.shape[1]) for n, p in self.linears().items()}
+        return Layout(class_to_tailor=self.gate.class_to_tailor, ranks=ranks)
+
+
+def blank(backbone: nn.Module, layout: Layout) -> Decomposed:
+    """Return a decomposed copy of a dense backbone whose components are 0, for weights that are loaded next.
+
+    Raises:
+        ValueError: If the layout names a layer that is no `nn.Linear` of the backbone, or another number of classes.
+    """
+    gate = ClassGate(layout.class_to_tailor)
+    backbone = copy.deepcopy(backbone)
+    dense = {name: part for name, part in backbone.named_modules() if type(part) is nn.Linear}
+    unknown = sorted(layout.ranks.keys() - dense.keys())
+    if unknown:
+        raise ValueError(f"the layout is of another backbone, which has linear layers {', '.join(unknown)}")
+    for name, (learngenes, rank) in layout.ranks.items():
+        kernel = dense[name].weight
+        m, n = kernel.shape
+        count = len(gate.tailors)
+        fixed = Components(*(kernel.new_zeros(shape) for shape in ((m, learngenes), (learngenes,), (learngenes, n))))
+        tailors = Components(
+            *(kernel.new_zeros(shape) for shape in ((count, m, rank), (count, rank), (count, rank, n)))
+        )
+        backbone.set_submodule(name, KINDLinear(fixed, tailors, dense[name].bias, gate.switch))
+    return assembled(backbone, gate, device=next(iter(dense.values())).weight.device)
+
+
+def assembled(backbone: nn.Module, gate: ClassGate, *, device: torch.device) -> Decomposed:
+    """Return the model of a backbone whose kernels are decomposed already, after cutting its label tables in place."""
+    tables = {name: part for name, part in backbone.named_modules() if isinstance(part, LabelTable)}
+    for name, table in tables.items():
+        backbone.set_submodule(name, ClassRows.split(table, gate.class_to_tailor))
+    return _placed(Decomposed(backbone, gate), device).train(backbone.training)
+
+
+def tell_classes(backbone: nn.Module, num_classes: int) -> None:
+    """Have the arguments that rebuild one of our backbones name the number of classes that its label table has now."""
+    match backbone:
+        case DiT() | UNet():
+            backbone.arguments = backbone.arguments | {"num_classes": num_classes}
+        case _:  # somebody else's is rebuilt by somebody else
+            pass
+
+
+Recut = Callable[[str, KINDLinear], tuple[Components, Components]]
+Rows = Callable[[str, ClassRows], Tensor]
+
+
+@torch.no_grad()
+def rebuilt(model: Decomposed, class_to_tailor: Sequence[int], recut: Recut, rows: Rows) -> Decomposed:
+    """Return a copy with another class map, the components (learngenes, tailors) and the label rows that are given."""
+    gate = ClassGate(class_to_tailor)
+    backbone = copy.deepcopy(model.backbone)
+    for name, linear in model.linears().items():
+        learngenes, tailors = recut(name, linear)
+        backbone.set_submodule(name, KINDLinear(learngenes, tailors, linear.bias, gate.switch))
+    for name, table in model.tables().items():
+        backbone.set_submodule(name, ClassRows(rows(name, table), table.no_class, class_to_tailor))
+    if model.tables():
+        tell_classes(backbone, gate.num_classes)
+    copied = _placed(Decomposed(backbone, gate), next(model.parameters()).device)
+    copied.gradient_checkpointing = model.gradient_checkpointing
+    return copied.train(model.training)
+
+
+def _placed(model: Decomposed, device: torch.device) -> Decomposed:
+    """Bring the buffers to the weights, unless those are to be loaded yet: nothing would bring the buffers back."""
+    return model if device.type == "meta" else model.to(device)

@@ -1,0 +1,276 @@
+"""Taking apart and putting together: nothing is lost, and what is not there is not made up."""
+
+import copy
+import math
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import nn
+
+from genflow.kind import (
+    KINDConfig,
+    Layout,
+    add_tailors,
+    blank,
+    decompose,
+    extract,
+    freeze,
+    info,
+    merge,
+    recombine,
+    remove_tailors,
+)
+from genflow.nn import DiT, UNet, dit_preset
+
+DIT = {"image_size": (8, 8), "in_channels": 1, "num_classes": 5, **dit_preset("tiny")}
+UNET = {"image_size": (8, 8), "in_channels": 1, "num_classes": 5, "width": 16, "multipliers": (1, 2), "blocks": 1}
+SHARED = (3, 0, 3, -1, 1)  # classes 0 and 2 share a tailor, class 3 has none
+
+
+def dense(which="dit"):
+    network = DiT(**DIT) if which == "dit" else UNet(**UNET, attention=(8, 4), dropout=0.0)
+    for parameter in network.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+def model(class_to_tailor=(0, 1, 2, 3, 4), which="dit"):
+    return decompose(dense(which), KINDConfig(class_to_tailor=class_to_tailor))
+
+
+def inputs(labels):
+    torch.manual_seed(7)
+    return torch.randn(len(labels), 1, 8, 8), torch.randn(len(labels)), torch.tensor(labels)
+
+
+def same(a, b):
+    one, other = a.state_dict(), b.state_dict()
+    equal = one.keys() == other.keys() and all(torch.equal(v, other[k]) for k, v in one.items())
+    return equal and a.layout() == b.layout()
+
+
+def parameters(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize("which", ["dit", "unet"])
+@pytest.mark.parametrize("class_to_tailor", [(0, 1, 2, 3, 4), SHARED])
+def test_extraction_is_lossless(which, class_to_tailor):
+    whole = model(class_to_tailor, which)
+    small = extract(whole, {1, 4})
+    weights = save(small.state_dict())
+    loaded = blank(dense(which), Layout.read(small.layout().plain()))
+    loaded.load_state_dict(load(weights))
+    joined = recombine([loaded])
+    assert save(joined.state_dict()) == weights
+    x, c, y = inputs([1, 4, 5, 4])
+    expected = whole(x, c, y)
+    for part in (small, loaded, joined):
+        torch.testing.assert_close(part(x, c, y), expected, rtol=0, atol=1e-6)
+        with pytest.raises(ValueError, match=r"without classes \[0, 3\]: it has \[1, 4\], and 5 for no class"):
+            part(x, c, torch.tensor([0, 1, 3, 5]))
+        with pytest.raises(ValueError, match="without class 2"):
+            merge(part, 2)
+    assert parameters(small) < parameters(whole)
+    torch.testing.assert_close(merge(small, 4)(x, c, y), merge(whole, 4)(x, c, y), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("which", ["dit", "unet"])
+@pytest.mark.parametrize("class_to_tailor", [(0, 1, 2, 3, 4), SHARED, (-1,) * 5])
+def test_parts_recombine_to_the_whole_bit_by_bit(which, class_to_tailor):
+    whole = model(class_to_tailor, which)
+    assert same(recombine([whole]), whole)
+    parts = [extract(whole, {4, 0}), extract(whole, {2, 3}), extract(whole, {1, 2})]
+    for order in (parts, parts[::-1]):
+        assert same(recombine(order), whole)
+    assert same(recombine([extract(parts[0], {4}), extract(whole, {1})]), extract(whole, {1, 4}))
+    assert same(recombine([extract(whole, ()), whole]), whole)
+
+
+@pytest.mark.parametrize("which", ["dit", "unet"])
+def test_an_added_tailor_can_be_removed_without_a_trace(which):
+    whole = model(SHARED, which)
+    more = add_tailors(whole, 2)
+    assert more.gate.class_to_tailor == (*SHARED, 4, 5)
+    x, c, y = inputs([0, 1, 2, 3, 4])
+    torch.testing.assert_close(more(x, c, y), whole(x, c, y), rtol=0, atol=1e-6)
+    torch.testing.assert_close(more(x, c), whole(x, c), rtol=0, atol=1e-6)
+    assert same(remove_tailors(more, {5, 6}), whole)
+    assert same(remove_tailors(remove_tailors(more, {5}), {5}), whole)
+
+
+def test_later_labels_move_down():
+    whole = model()
+    fewer = remove_tailors(whole, {1, 3})
+    assert fewer.gate.num_classes == 3
+    x, c, y = inputs([0, 1, 2, 3])
+    torch.testing.assert_close(fewer(x, c, y), whole(x, c, torch.tensor([0, 2, 4, 5])), rtol=0, atol=1e-6)
+
+
+def test_a_shared_tailor_stays_for_the_others():
+    fewer = remove_tailors(model(SHARED), {0})
+    assert fewer.gate.class_to_tailor == (0, 3, -1, 1)
+    assert fewer.gate.tailors == (0, 1, 3)
+
+
+def test_new_tailors_are_random_and_small_or_silent():
+    bare = remove_tailors(model())
+    assert bare.gate.class_to_tailor == ()
+    random = add_tailors(bare, 3, rank=6, generator=torch.Generator().manual_seed(1))
+    silent = add_tailors(bare, 3, rank=6, init="silent")
+    for part in random.linears().values():
+        assert part.tailor_u.shape[::2] == (3, 6)
+        torch.testing.assert_close(part.tailor_u.norm(dim=1), torch.ones(3, 6))
+        torch.testing.assert_close(part.tailor_v.norm(dim=2), torch.ones(3, 6))
+        expected = 0.3 * part.learngene_sigma.abs().mean()
+        torch.testing.assert_close(part.tailor_sigma, expected.expand(3, 6))
+    x, c, y = inputs([0, 1, 2, 3])
+    torch.testing.assert_close(silent(x, c, y), bare(x, c), rtol=0, atol=1e-6)
+    assert (random(x, c, y) - bare(x, c))[:3].abs().amax(dim=(1, 2, 3)).min() > 1e-3
+    again = add_tailors(bare, 3, rank=6, generator=torch.Generator().manual_seed(1))
+    assert same(again, random)
+
+
+@pytest.mark.parametrize("which", ["dit", "unet"])
+def test_transfer_trains_new_tailors_and_label_rows_only(which):
+    source = model(which=which)
+    novel = add_tailors(remove_tailors(source), 3, rank=4)
+    freeze(novel, "learngenes")
+    trained = [p for p in novel.parameters() if p.requires_grad]
+    widths = [sum(part.tailor_u.shape[1:2]) + part.tailor_v.shape[2] + 1 for part in novel.linears().values()]
+    row = next(iter(novel.tables().values())).rows.shape[1]
+    assert sum(p.numel() for p in trained) == 3 * 4 * sum(widths) + 3 * row
+    if which == "dit":  # 18 D + 6 parameters a component and block
+        assert sum(p.numel() for p in trained) == 3 * 4 * 4 * (18 * 64 + 6) + 3 * 64
+    before = {k: v.clone() for k, v in novel.state_dict().items()}
+    optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.0)
+    x, c, y = inputs([0, 1, 2, 3])
+    for _ in range(3):
+        optimizer.zero_grad()
+        novel(x, c, y).square().sum().backward()
+        optimizer.step()
+    changed = {k for k, v in novel.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {k for k in before if k.rsplit(".", 1)[1].startswith(("tailor_", "rows"))}
+    shared = {k: v for k, v in source.state_dict().items() if k not in changed}
+    assert all(torch.equal(v, novel.state_dict()[k]) for k, v in shared.items())
+    with torch.no_grad():
+        torch.testing.assert_close(novel(x, c), source(x, c), rtol=0, atol=1e-6)
+
+
+def test_freezing_tailors_is_the_other_half():
+    network = model()
+    freeze(network, "learngenes")
+    first = {n for n, p in network.named_parameters() if p.requires_grad}
+    freeze(network, "tailors")
+    second = {n for n, p in network.named_parameters() if p.requires_grad}
+    assert not first & second
+    assert first | second == {n for n, _ in network.named_parameters()}
+    with pytest.raises(ValueError, match='"learngenes" or "tailors", got \'all\''):
+        freeze(network, "all")
+
+
+def test_a_budget_keeps_the_learngenes_that_matter_most():
+    whole = model()
+    full = parameters(extract(whole, {2}))
+    x, c, y = inputs([2, 2, 5, 2])
+    expected = extract(whole, {2})(x, c, y)
+    errors = []
+    for budget in (full, full - 20_000, full - 60_000):
+        small = extract(whole, {2}, max_params=budget)
+        assert budget - 400 < parameters(small) <= budget  # a component has 129 or 321
+        assert info(small, (1, 8, 8)).total.parameters == parameters(small)
+        errors.append(float((small(x, c, y) - expected).norm().detach()))
+        for name, part in small.linears().items():
+            line = whole.linears()[name].learngene_sigma
+            assert torch.equal(
+                part.learngene_sigma, line[: len(part.learngene_sigma)]
+            )  # u and v are still unit vectors
+    assert errors[0] < 1e-5 < errors[1] < errors[2]
+    one_each = extract(whole, {2}, max_params=full - 24 * 16 * 129 - 8 * 16 * 192)
+    assert {len(p.learngene_sigma) for p in one_each.linears().values()} == {1}
+    with pytest.raises(ValueError, match=rf"max_params = 1000 is too few: {parameters(one_each)} hold"):
+        extract(whole, {2}, max_params=1000)
+
+
+def test_strangers_are_not_recombined():
+    whole = model()
+    one, other = extract(whole, {0, 1}), extract(whole, {1, 2})
+    changed = copy.deepcopy(other)
+    with torch.no_grad():
+        changed.linears()["blocks.2.mlp.fc1"].learngene_sigma[3] += 1
+    with pytest.raises(ValueError, match=r"not parts of one model: .*blocks\.2\.mlp\.fc1\.learngene_sigma"):
+        recombine([one, changed])
+    with torch.no_grad():
+        other.tables()["conditioning.labels"].rows[0, 0] += 1  # that of class 1, which both have
+    with pytest.raises(ValueError, match="rows@1 differs"):
+        recombine([one, other])
+    with pytest.raises(ValueError, match="class 5 has another tailor"):
+        recombine([add_tailors(extract(whole, {0}), 1), add_tailors(extract(whole, {1}), 1)])
+    with pytest.raises(ValueError, match="as many labels: 5 and 6"):
+        recombine([whole, add_tailors(whole, 1)])
+    with pytest.raises(ValueError, match="not parts of one model"):
+        recombine([whole, model(which="unet")])
+    with pytest.raises(ValueError, match="nothing to recombine"):
+        recombine([])
+
+
+def test_what_is_not_there_is_refused():
+    whole = extract(model(), {0, 1})
+    for function in (extract, remove_tailors):
+        with pytest.raises(ValueError, match=r"has classes \[0, 1\], and was asked for \[3\]"):
+            function(whole, {1, 3})
+    with pytest.raises(ValueError, match="have rank 9, and new ones must too; got 4"):
+        add_tailors(whole, 1, rank=4)
+    with pytest.raises(ValueError, match="at least one tailor"):
+        add_tailors(whole, 0)
+
+
+def test_nothing_is_shared_with_the_copies():
+    whole = model()
+    before = {k: v.clone() for k, v in whole.state_dict().items()}
+    for other in (
+        extract(whole, {1}),
+        recombine([whole]),
+        add_tailors(whole, 1),
+        remove_tailors(whole),
+        merge(whole, 1),
+    ):
+        with torch.no_grad():
+            for p in other.parameters():
+                p.fill_(math.nan)
+    assert all(torch.equal(v, before[k]) for k, v in whole.state_dict().items())
+
+
+@pytest.mark.parametrize("which", ["dit", "unet"])
+def test_the_arguments_of_the_backbone_follow_its_label_table(which):
+    for changed in (add_tailors(model(which=which), 2), remove_tailors(model(which=which), {0})):
+        classes = changed.gate.num_classes
+        assert changed.backbone.arguments["num_classes"] == classes
+        assert "num_classes" in changed.backbone.arguments
+        again = blank(type(changed.backbone)(**changed.backbone.arguments), changed.layout())
+        again.load_state_dict(changed.state_dict())
+        assert same(again, changed)
+        merged = merge(changed, 1)
+        type(merged)(**merged.arguments).load_state_dict(merged.state_dict())
+
+
+def test_a_backbone_without_labels_is_told_of_classes_by_its_gate_alone():
+    network = decompose(DiT(**(DIT | {"num_classes": 0})), KINDConfig(class_to_tailor=(0, 1)))
+    assert not network.tables()
+    assert add_tailors(network, 1).backbone.arguments["num_classes"] == 0
+
+
+def test_empty_parameters_ask_for_no_gradient():
+    """Data-parallel training refuses parameters that want a gradient and get none."""
+    network = model()
+    for bare in (remove_tailors(network), extract(network, ())):
+        freeze(bare, "tailors")
+        x, c, y = inputs([bare.gate.num_classes] * 3)
+        bare(x, c, y).sum().backward()
+        assert all(p.grad is not None for p in bare.parameters() if p.requires_grad)
+    everybody = model((0, 1, 2, -1, 2))
+    x, c, y = inputs([5, 3, 5])  # no tailor is on
+    everybody(x, c, y).sum().backward()
+    assert all(p.grad is not None for p in everybody.parameters())
