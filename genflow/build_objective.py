@@ -182,12 +182,12 @@ def build_weighting(config: WeightingConfig) -> Weighting:
 
 
 def build_target(config: TargetConfig, denoiser: Denoiser, curriculum: Curriculum | None) -> Target:
-    """Return whose weights a consistency model learns from; an average slows down as CT's levels grow in number."""
+    """Return whose weights a consistency model learns from; an average slows down as levels grow in number."""
     match config:
         case CurrentWeightsConfig():
             return CurrentWeights()
         case AveragedWeightsConfig(rate=rate):
-            growing = curriculum if isinstance(curriculum, SquareRoot) else None
+            growing = None if isinstance(curriculum, Constant) else curriculum
             return AveragedWeights(denoiser, rate=rate, curriculum=growing)
 
 

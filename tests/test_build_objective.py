@@ -193,10 +193,10 @@ def test_the_parts_of_consistency_models_are_those_described() -> None:
     [
         (SquareRootConfig(first=2, last=30), SquareRoot(total=1000, first=2, last=30)),
         (ConstantConfig(count=18), None),
-        (DoublingConfig(), None),
+        (DoublingConfig(), Doubling(total=1000)),
     ],
 )
-def test_an_average_slows_down_with_cts_curriculum_alone(curriculum, followed) -> None:
+def test_an_average_slows_down_as_levels_grow_in_number(curriculum, followed) -> None:
     levels = GridLevelsConfig(curriculum=curriculum, law=UniformIntervalConfig())
     target = AveragedWeightsConfig(rate=0.95)
     made = consistency_of(

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import operator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -181,8 +182,8 @@ def test_edms_are_made_again_only_for_runs_that_are_missing(consistency, tmp_pat
             records.add(job | {"distance": 1.0})
     for seed, name in itertools.product((0, 1), consistency.ARMS):
         records.add({"purpose": "table", "arm": name, "trial": 0, "seed": seed})
-    assert again() == {("edm-0.5", 2), ("edm-1", 2)}
-    (tmp_path / "edm-edm-1-0-2" / "model").mkdir(parents=True)
+    assert again() == {("edm-0.5", 2), ("edm-0.9", 2)}
+    (tmp_path / "edm-edm-0.9-0-2" / "model").mkdir(parents=True)
     assert again() == {("edm-0.5", 2)}
 
 
@@ -223,9 +224,31 @@ def test_the_table_says_what_was_found(table) -> None:
     assert "better in two steps than in one | 0.67 x, and below 1 in 4 of 5 arms | met |" in text
     assert "at most 1.3 x iCT | 1.50 x | missed |" in text
     assert "| iCT | 9.00 | 8.00 | 7.00 | 6.00 | 4.50 |" in text
-    assert "| CT | 0.001, 10 levels, mu 0.5: **22.00**; 0.001, 40 levels: 33.00 |" in text
-    assert "| ECT | 0.002: **4.00** |" in text
+    assert "| CT | 0.002, 10 levels, mu 0.5: **22.00**; 0.002, 40 levels: 33.00 |" in text
+    assert "| ECT | 0.001, 1 stages: **4.00** |" in text
     assert "All of it took 7.7 CPU-hours." in text
+
+
+def test_runs_that_failed_are_told_and_never_chosen(consistency, table, tmp_path) -> None:
+    failed = {"purpose": "tuning", "arm": "iCT", "trial": 0, "seed": 100, "failed": "diverged"}
+    other = [tried("iCT", 1, math.nan), tried("iCT", 2, 5.0), tried("iCT", 3, 6.0)]
+    records = consistency.Records(tmp_path / "records.jsonl")
+    for record in [failed, *other]:
+        records.add(record)
+    assert consistency.best(records, "iCT") == 2
+    assert "0.0005, 160 levels: failed" in table(records.all(), "digits", 0)
+    assert "failed" not in table([{**failed, "purpose": "table"}], "digits", 0)
+
+
+@pytest.mark.slow
+def test_a_job_that_raises_is_recorded_and_the_others_are_done(consistency, tmp_path) -> None:
+    from study import side_by_side  # pyright: ignore[reportMissingImports]
+
+    records = consistency.Records(tmp_path / "records.jsonl")
+    jobs = [({"purpose": name}, False) for name in ("first", "second")]
+    side_by_side(records, jobs, operator.getitem, {}, 1)  # no key is found in nothing
+    assert [record["purpose"] for record in records.all()] == ["first", "second"]
+    assert all("unhashable" in record["failed"] for record in records.all())
 
 
 def test_the_table_makes_do_with_what_there_is(table) -> None:

@@ -42,8 +42,8 @@ class CurrentWeights(Target):
 class AveragedWeights(Target):
     """CT's and CD's target network: ``w <- mu w + (1 - mu) student`` after every step.
 
-    ``mu(k) = exp(first ln(rate) / N(k))`` with N of the curriculum, for CT; a ``curriculum`` of None keeps ``rate``,
-    for CD. (The authors' programs divide by N(k) - 1 instead.)
+    ``mu(k) = exp(N(0) ln(rate) / N(k))`` with N of the curriculum, which is 2 at first in CT; a ``curriculum`` of None
+    keeps ``rate``, for CD. (The authors' programs divide by N(k) - 1 instead.)
     Source: "Consistency Models", arXiv 2303.01469, section 5 and appendix C.
 
     Raises ``ValueError`` for a rate outside (0, 1).

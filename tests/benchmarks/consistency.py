@@ -4,9 +4,10 @@
     python tests/benchmarks/consistency.py mnist5k      # at 16x16
 
 All arms have the same network, data and number of images seen; where a method starts from an EDM, that EDM's training
-counts, but in the arms named so. Every arm gets as many trials, listed in the table; the best of them, judged by
-samples of other seeds against the training images, is trained with seeds 0, 1 and 2 and measured by five ranges of
-seeds against held-out images, with the noise level of the second step that published runs have (0.821). Every finished
+counts. Every arm gets as many trials, listed in the table; the best of them, judged by samples of other seeds against
+the training images, is trained with seeds 0, 1 and 2 and measured by five ranges of seeds against held-out images. The
+noise level at which second steps begin is chosen once, in the same way, by the best trial of iCT. The EDM that is the
+ceiling has the rate of its recipe. Every finished
 run is kept in results/consistency-DATA.jsonl, with the CPU time it took, so that an interrupted table goes on where it
 stopped; delete that file to measure anew, as after any change to what is trained. Writes results/consistency-DATA.md.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import shutil
 import tempfile
 import time
@@ -36,6 +38,7 @@ from genflow.training.trainer import Trainer, make_accelerator
 SEEDS = (0, 1, 2)
 TRIAL_SEED = 100
 POINTS = 5  # of a curve
+MIDDLES = (0.2, 0.4, 0.821, 1.6, 3.2, 6.4)  # noise levels that second steps are tried from; 0.821 as published
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ class Setting:
 SETTINGS = {
     "digits": Setting(name="digits", size=0, width=16, multipliers=(1, 2), batch_size=128, steps=1500, trial_steps=500),
     "mnist5k": Setting(
-        name="mnist5k", size=16, width=16, multipliers=(1, 2, 2), batch_size=64, steps=1200, trial_steps=400
+        name="mnist5k", size=16, width=16, multipliers=(1, 2, 2), batch_size=64, steps=900, trial_steps=300
     ),
 }
 
@@ -110,10 +113,33 @@ def train_edm(given: Given, key: Record) -> Record:
     config = replace(config, train=replace(config.train, evaluate_every=0))
     shutil.rmtree(config.folder, ignore_errors=True)
     denoiser = Denoiser.from_pretrained(build_trainer(config).fit())
-    embedded = protocol(given.setting.name, given.setting.size)
-    measured = embedded.measure(denoiser, steps=18, sampler="heun")
-    cost = {"cpu_seconds": time.process_time() - started, "steps": config.train.steps}
-    return {"distances": measured.distances, "floor": embedded.beside.floor.value} | cost
+    record: Record = {"steps": config.train.steps}
+    if share == 1:
+        embedded = protocol(given.setting.name, given.setting.size)
+        measured = embedded.measure(denoiser, steps=18, sampler="heun")
+        record |= {"distances": measured.distances, "floor": embedded.beside.floor.value}
+    return record | {"cpu_seconds": time.process_time() - started}
+
+
+def choose_middle(given: Given, key: Record) -> Record:
+    """Choose the noise level at which second steps begin, by the best trial of iCT and what trials are judged by."""
+    started = time.process_time()
+    trial = given.out / folder_of(key | {"purpose": "tuning"})
+    if not (trial / "model").is_dir():  # models are not kept with the records
+        train(given, key | {"purpose": "tuning"})
+    denoiser, embedded = Denoiser.from_pretrained(trial / "model"), judge(given.setting.name, given.setting.size)
+    tried: dict[str, float] = {}
+    for level in MIDDLES:
+        denoiser.times = second_step(level)
+        measured = embedded.measure(denoiser, steps=2, sampler="multistep", ranges=1, first_seed=CHOSEN_BY)
+        tried[f"{level:g}"] = measured.figures["fd"].value
+    best_level = min(MIDDLES, key=lambda level: tried[f"{level:g}"])
+    return {"level": best_level, "tried": tried, "cpu_seconds": time.process_time() - started}
+
+
+def second_step(level: float) -> dict[str, list[float]]:
+    """Return the time grids of a model whose second step begins at this noise level."""
+    return {"2": [80.0, level, 0.0]}
 
 
 def trainer_of(config: Config, arm: Arm) -> Trainer:
@@ -153,6 +179,7 @@ def train(given: Given, key: Record) -> Record:
     denoiser = arm.sampled(trainer.ema.denoiser.eval())
     record: dict[str, Any] = {"cpu_seconds": time.process_time() - started - spent[0], "steps": config.train.steps}
     if final:
+        denoiser.times = second_step(key["middle"])
         measured = {k: embedded.measure(denoiser, steps=k, sampler="multistep") for k in (1, 2)}
         record |= {"distances": {str(k): m.distances for k, m in measured.items()}, "curve": points}
         record |= {name: measured[1].figures[name].value for name in ("memorising", "accuracy")}
@@ -170,7 +197,8 @@ def start_seed(key: Record) -> int:
 def best(records: Records, arm: str) -> int:
     """Return the trial with the least distance."""
     tried = [r for r in records.all() if r["purpose"] == "tuning" and r["arm"] == arm]
-    return min(tried, key=lambda r: r["distance"])["trial"]
+    good = [r for r in tried if math.isfinite(r.get("distance", math.nan))]
+    return min(good or tried, key=lambda r: r.get("distance", math.inf))["trial"]
 
 
 def trials_of(arm: str) -> list[Record]:
@@ -196,8 +224,12 @@ def stages(records: Records, given: Given) -> Iterator[tuple[Any, list[tuple[Rec
     lost = [not (given.out / folder_of(key) / "model").is_dir() and awaited(records, key) for key in edms]
     yield train_edm, list(zip(edms, lost, strict=True))
     yield train, [(key, False) for name in ARMS for key in trials_of(name)]
+    middle = {"purpose": "middle", "arm": "iCT", "trial": best(records, "iCT"), "seed": TRIAL_SEED}
+    yield choose_middle, [(middle, False)]
+    chosen = records.find(middle)
+    assert chosen is not None
     runs = [
-        {"purpose": "table", "arm": name, "trial": best(records, name), "seed": seed}
+        {"purpose": "table", "arm": name, "trial": best(records, name), "seed": seed, "middle": chosen["level"]}
         for seed, name in itertools.product(SEEDS, ARMS)
     ]
     yield train, [(key, False) for key in runs]

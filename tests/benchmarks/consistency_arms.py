@@ -37,16 +37,18 @@ RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 class Trial:
     """What is tried of an arm: a learning rate, and the number of levels at the end, 0 where that is not for us to say.
 
-    ``mu`` is CT's first rate of its average.
+    ``mu`` is CT's first rate of its average, ``stages`` those of ECT, of which one has the gap of the last of eight.
     """
 
     rate: float
     last: int = 160
     mu: float = 0.9
+    stages: int = 0
 
     def __str__(self) -> str:
         levels = f", {self.last} levels" if self.last else ""
-        return f"{self.rate:g}{levels}" + (f", mu {self.mu:g}" if self.mu != 0.9 else "")
+        stages = f", {self.stages} stages" if self.stages else ""
+        return f"{self.rate:g}{levels}{stages}" + (f", mu {self.mu:g}" if self.mu != 0.9 else "")
 
 
 RATE_TRIALS = tuple(Trial(rate=rate) for rate in RATES)
@@ -126,8 +128,9 @@ def ct(metric: MetricConfig | None) -> Callable[[Config, Trial, str], Config]:
 
 
 def ect(config: Config, trial: Trial, edm: str) -> Config:
-    """Return ECT from an EDM's weights."""
-    config = with_objective(config, levels=EasyLevelsConfig(), metric=NormConfig())
+    """Return ECT from an EDM's weights; in one stage, as in the paper's short run, with q = 256."""
+    levels = EasyLevelsConfig(stages=trial.stages, q=256.0 if trial.stages == 1 else 2.0)
+    config = with_objective(config, levels=levels, metric=NormConfig())
     return replace(config, parameterization=KarrasConfig(), init=edm)
 
 
@@ -137,16 +140,23 @@ def cd(config: Config, trial: Trial, edm: str) -> Config:
     metric = LPIPSConfig(perceptual=PackagedConfig(name=config.data.path))  # pyright: ignore[reportArgumentType]
     descent = ByTeacherConfig(teacher=edm)
     parts = {"metric": metric, "weighting": UnweightedConfig(), "descent": descent}
+    config = replace(config, backbone=replace(config.backbone, dropout=0.0))
     return replace(with_objective(config, levels=levels, **parts), init=edm)
 
 
 CT_TRIALS = tuple(
-    Trial(rate=rate, last=last, mu=mu) for rate, (last, mu) in itertools.product((1e-3, 2e-3), ((10, 0.5), (40, 0.9)))
+    Trial(rate=rate, last=last, mu=mu) for rate, (last, mu) in itertools.product((2e-3, 4e-3), ((10, 0.5), (40, 0.9)))
 )
+ECT_TRIALS = tuple(Trial(rate=rate, last=0, stages=stages) for rate, stages in itertools.product((5e-4, 1e-3), (1, 8)))
 ARMS = {
     "CT": Arm(what="CT: squared L2", change=ct(SquaredL2Config()), trials=CT_TRIALS),
     "CT perceptual": Arm(what="CT: perceptual distance", change=ct(None), trials=CT_TRIALS),
     "iCT": Arm(what="iCT", change=ict),
+    "iCT 1280": Arm(
+        what="iCT with as many levels as the peers below",
+        change=ict,
+        trials=tuple(Trial(rate=r, last=1280) for r in RATES),
+    ),
     "L2": Arm(what="iCT with squared L2", change=without(metric=SquaredL2Config())),
     "unweighted": Arm(what="iCT with every pair of levels alike", change=without(weighting=UnweightedConfig())),
     "averaged": Arm(
@@ -155,9 +165,13 @@ ARMS = {
     "uniform": Arm(what="iCT with uniform intervals", change=uniform),
     "square root": Arm(what="iCT with CT's curriculum", change=square_root),
     "no dropout": Arm(what="iCT without dropout", change=no_dropout),
-    "ECT": Arm(what="ECT, half of the budget on its EDM", change=ect, trials=RATES_ONLY, share=0.5, edm_share=0.5),
+    "ECT": Arm(what="ECT, half of the budget on its EDM", change=ect, trials=ECT_TRIALS, share=0.5, edm_share=0.5),
     "ECT tenth": Arm(
-        what="ECT in a tenth, its EDM not counted", change=ect, trials=RATES_ONLY, share=0.1, edm_share=1.0
+        what="ECT in a tenth of the budget, the rest on its EDM",
+        change=ect,
+        trials=ECT_TRIALS,
+        share=0.1,
+        edm_share=0.9,
     ),
     "CD": Arm(what="CD, half of the budget on its EDM", change=cd, trials=RATES_ONLY, share=0.5, edm_share=0.5),
     "diffusers": Arm(

@@ -32,7 +32,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def _runs(records: Sequence[Record], arm: str) -> list[Record]:
     """Return the final runs of an arm, by seed."""
-    found = [r for r in records if r.get("purpose") == "table" and r.get("arm") == arm]
+    found = [r for r in records if r.get("purpose") == "table" and r.get("arm") == arm and "distances" in r]
     return sorted(found, key=lambda r: r["seed"])
 
 
@@ -79,7 +79,8 @@ def _arms(records: Sequence[Record]) -> str:
                 f"| {arm} | {ARMS[arm].what} | {_list(ones)} | **{_mean(ones):.2f}** | {_distance(records, arm, 2):.2f}"
                 f" | {rest['memorising']:.2f} | {rest['accuracy']:.1%} |"
             )
-    said = "Arms, in one step and in two, of which the second begins at noise level 0.821:"
+    chosen = next((f"{r['level']:g}" for r in records if r.get("purpose") == "middle"), "0.821")
+    said = f"Arms, in one step and in two, of which the second begins at noise level {chosen}, iCT's choice:"
     return _rows(said, "| arm | what | 1 step, by seed | mean | 2 steps | memorising | asked class |", rows)
 
 
@@ -147,13 +148,20 @@ def _trials(records: Sequence[Record]) -> str:
         tried = [r for r in records if r.get("purpose") == "tuning" and r.get("arm") == arm]
         tried.sort(key=lambda r: r["trial"])
         if tried:
-            least = min(r["distance"] for r in tried)
-            shown = [f"**{r['distance']:.2f}**" if r["distance"] == least else f"{r['distance']:.2f}" for r in tried]
+            least = min(r.get("distance", math.inf) for r in tried)
+            shown = [_trial(r, least) for r in tried]
             names = [str(ARMS[arm].trials[r["trial"]]) for r in tried]
             found = [f"{trial}: {distance}" for trial, distance in zip(names, shown, strict=True)]
             rows.append(f"| {arm} | {'; '.join(found)} |")
     said = "Trials, shorter runs by learning rate and the last number of levels, judged against the training images:"
     return _rows(said, "| arm | one-step distance by trial; the least is taken |", rows)
+
+
+def _trial(record: Record, least: float) -> str:
+    distance = record.get("distance")
+    if distance is None:
+        return "failed"
+    return f"**{distance:.2f}**" if distance == least else f"{distance:.2f}"
 
 
 def _cost(records: Sequence[Record]) -> str:

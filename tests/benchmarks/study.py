@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
@@ -71,14 +72,18 @@ def side_by_side(
 ) -> None:
     """Do jobs, so many at a time, and keep each record at once; ``action(given, key)`` returns what to add to its key.
 
-    A job comes with whether it is to be done even though there is a record, as when its model has gone since.
+    A job comes with whether it is to be done even though there is a record, as when its model has gone since. One that
+    raises is recorded as ``failed``, with what it said, and counts as done.
     """
     left = [key for key, again in jobs if again or records.find(key) is None]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         running = {pool.submit(quietly, action, given, key): key for key in left}
         for finished in as_completed(running):
-            key = running[finished]
-            record = key | finished.result()
+            key, error = running[finished], finished.exception()
+            if error is not None:  # one run that diverges must not cost the others
+                traceback.print_exception(error)
+            failed = {"failed": " ".join(str(error).split())[:300] or type(error).__name__}
+            record = key | (failed if error is not None else finished.result())
             if records.find(key) is None:
                 records.add(record)
                 print({k: v for k, v in record.items() if k != "curve"}, flush=True)
