@@ -24,10 +24,11 @@ LOOKED_AT = 2000  # training images, at most
 class OneStep:
     """Mean value of one-step samples, and how far they differ from each other, beside the training images.
 
-    The spread is that of samples within their class, pixel by pixel (see ``spread``): the image of the mean alone has
-    most of the spread of all values, which would tell nothing of a model that draws one image only. Nearly all of a consistency model's loss is noise that no network can remove: at random weights and at the exact
-    solution it differs by a hundredth. The spread of ``f(sigma_max z, sigma_max)`` rises from 0 to the data's as the
-    levels get closer, and leaves it when training breaks, of which a line on stderr then tells.
+    The spread is that of samples within their class, pixel by pixel (see ``spread``): the mean image alone has most of
+    the spread of all values together, which would tell nothing of a model that draws no other. Nearly all of a
+    consistency model's loss is noise that no network can remove: at random weights and at the exact solution it
+    differs by a hundredth. The spread of ``f(sigma_max z, sigma_max)`` rises from 0 to the data's as the levels get
+    closer, and leaves it when training breaks, of which a line on stderr then tells.
 
     Args:
         data: the training images, of which at most 2,000 are looked at, evenly apart.
@@ -35,9 +36,8 @@ class OneStep:
     """
 
     def __init__(self, data: ImageData | PairData, seeds: Sequence[int]) -> None:
-        chosen = np.linspace(0, len(data) - 1, min(len(data), LOOKED_AT)).astype(
-            np.int64
-        )  # sets may lie class by class
+        # evenly apart, since sets may lie class by class
+        chosen = np.linspace(0, len(data) - 1, min(len(data), LOOKED_AT)).astype(np.int64)
         labels = None if data.labels is None else data.labels[chosen]
         self.std = spread(torch.from_numpy(data.images[chosen]), labels) / 127.5
         self.seeds = seeds

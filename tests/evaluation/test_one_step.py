@@ -64,8 +64,8 @@ def test_classes_take_turns() -> None:
 def heard(capsys, probe: OneStep, *spreads: float) -> list[str]:
     """What is said at each of these spreads, over that of the data."""
     said = []
-    for spread in spreads:
-        probe(model(spread * probe.std))
+    for wanted in spreads:
+        probe(model(wanted * probe.std))
         said.append(capsys.readouterr().err)
     return said
 
