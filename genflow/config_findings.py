@@ -141,6 +141,14 @@ def _of_method(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
         )
     if not config.backbone.dropout and config.train.steps > 10_000 and _improved(objective):
         yield "no dropout: iCT has 0.3 on CIFAR-10, 0.2 on ImageNet-64"
+    match levels, config.backbone:
+        case GridLevelsConfig(curriculum=DoublingConfig()), UNetConfig(adaptive_norm=True):
+            yield (
+                "adaptive norm: scale and shift by the time, as in ADM's blocks, are reported to make iCT diverge;"
+                " backbone.adaptive_norm = false"
+            )
+        case _:
+            pass
     match config.backbone:
         case UNetConfig(fourier_scale=scale) if scale > LARGEST_FOURIER_SCALE and _improved(objective):
             yield (
