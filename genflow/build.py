@@ -26,6 +26,7 @@ from genflow.config import (
     DataConfig,
     DiscreteVPConfig,
     DiTConfig,
+    EasyLevelsConfig,
     KarrasConfig,
     LinearConfig,
     ParameterizationConfig,
@@ -44,7 +45,7 @@ from genflow.data.decoding import Decoding
 from genflow.data.images import ImageData, load_images
 from genflow.data.loader import Ahead, ImageLoader
 from genflow.data.pairs import MOST_PAIRS, PairData, is_pairs, load_pairs
-from genflow.denoiser import Denoiser
+from genflow.denoiser import Denoiser, is_consistency
 from genflow.evaluation.crossing import crossing_of_pairs
 from genflow.evaluation.features import load_features
 from genflow.evaluation.frechet import frechet_distance
@@ -202,8 +203,9 @@ def build_denoiser(
     """Return a fresh denoiser, or one that starts from the weights of ``config.init``.
 
     Of ``pairs`` to train on it remembers the teacher. ``warn`` is handed one line if the weights meant something else
-    where they come from. Raises ``ValueError`` for parts that do not go together, for weights that do not fit, and for
-    pairs of other images than the model's, or of another teacher than ``config.data`` allows.
+    where they come from, or are no diffusion model's where ECT needs one. Raises ``ValueError`` for parts that do not
+    go together, for weights that do not fit, and for pairs of other images than the model's, or of another teacher
+    than ``config.data`` allows.
     """
     check(config)
     schedule = build_schedule(config.schedule)
@@ -229,7 +231,13 @@ def build_denoiser(
         load_weights(denoiser, source)
         if found := misreading(source, denoiser):
             warn(f"init {config.init}: {found}")
+        if _is_easy(config) and is_consistency(source):
+            warn(f"init {config.init} is a consistency model, and ECT starts from a diffusion model: name that instead")
     return denoiser
+
+
+def _is_easy(config: Config) -> bool:
+    return isinstance(config.objective, ConsistencyConfig) and isinstance(config.objective.levels, EasyLevelsConfig)
 
 
 def build_trainer(config: Config) -> Trainer:

@@ -48,7 +48,7 @@ from genflow.config import (
     VGGConfig,
 )
 from genflow.config_consistency import CurriculumConfig, DescentConfig, IntervalConfig, TargetConfig, WeightingConfig
-from genflow.denoiser import Denoiser
+from genflow.denoiser import Denoiser, is_consistency
 from genflow.evaluation.networks.digits import load_loss_network
 from genflow.evaluation.networks.weights import read_state
 from genflow.objectives.base import Objective
@@ -194,24 +194,42 @@ def build_target(config: TargetConfig, denoiser: Denoiser, curriculum: Curriculu
 def build_descent(config: DescentConfig, denoiser: Denoiser) -> Descent:
     """Return where the state below comes from.
 
-    Raises ``ValueError`` for a teacher of other images, classes or noise.
+    Raises ``ValueError`` for a teacher of other images, classes or noise, without a flow, and without an input for the
+    augmentation that the student is told of.
     """
     match config:
         case ByImageConfig():
             return ByImage()
         case ByTeacherConfig(teacher=path, solver=solver):
             teacher = load_named(path, "objective.descent.teacher")
-            if teacher.image_shape != denoiser.image_shape or not isinstance(teacher.schedule, VE):
-                raise ValueError(
-                    f"objective.descent.teacher {path} makes images {teacher.image_shape} on schedule"
-                    f" {type(teacher.schedule).__name__}; the student's are {denoiser.image_shape} on VE"
-                )
-            if teacher.num_classes not in (0, denoiser.num_classes):
-                raise ValueError(
-                    f"objective.descent.teacher {path} knows {teacher.num_classes} classes and the data"
-                    f" {denoiser.num_classes}"
-                )
+            _check_teacher(path, teacher, denoiser)
             return ByTeacher(teacher) if solver == "euler" else ByTeacherHeun(teacher)
+
+
+def _check_teacher(path: str, teacher: Denoiser, denoiser: Denoiser) -> None:
+    if teacher.image_shape != denoiser.image_shape or not isinstance(teacher.schedule, VE):
+        raise ValueError(
+            f"objective.descent.teacher {path} makes images {teacher.image_shape} on schedule"
+            f" {type(teacher.schedule).__name__}; the student's are {denoiser.image_shape} on VE"
+        )
+    if teacher.num_classes not in (0, denoiser.num_classes):
+        raise ValueError(
+            f"objective.descent.teacher {path} knows {teacher.num_classes} classes and the data {denoiser.num_classes}"
+        )
+    if is_consistency(teacher):
+        raise ValueError(
+            f"objective.descent.teacher {path} is a consistency model, which has no flow to step along: give the"
+            " diffusion model that it was made of"
+        )
+    if _reads_augmentation(denoiser) and not _reads_augmentation(teacher):
+        raise ValueError(
+            f"objective.descent.teacher {path} was trained without data.augment and cannot be told of it: leave"
+            " data.augment out, or give a teacher that was trained with it"
+        )
+
+
+def _reads_augmentation(denoiser: Denoiser) -> bool:
+    return bool(denoiser.config["network"]["arguments"].get("augment_dim"))
 
 
 def build_residual(config: ResidualConfig) -> Residual:

@@ -22,7 +22,7 @@ from genflow.data.images import EMBEDDED
 from genflow.data.shapes import TRAIN_COUNT
 from genflow.denoiser import Denoiser
 from genflow.evaluation.protocol import Figure, Result
-from genflow.evaluation.wording import NAMES, prefix, printable, protocol_lines, seed_ranges, show, show_limit
+from genflow.evaluation.wording import NAMES, plural, prefix, printable, protocol_lines, seed_ranges, show, show_limit
 from genflow.sampling.generate import network_calls
 
 TASK = "unconditional-image-generation"  # the hub's only task from noise to images, with classes or without
@@ -165,7 +165,8 @@ def _sampling(denoiser: Denoiser, repo: str, origin: Training | Imported | None)
             )
     calls = network_calls(denoiser.sampler, denoiser.steps)
     default = (
-        f"The model's default is the sampler `{denoiser.sampler}` in {denoiser.steps} steps: {calls} network calls."
+        f"The model's default is the sampler `{denoiser.sampler}` in {plural(denoiser.steps, 'step')}:"
+        f" {plural(calls, 'network call')}."
     )
     if denoiser.times:
         default += f" It brings time grids of its own for {', '.join(sorted(denoiser.times, key=int))} steps."

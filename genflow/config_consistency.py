@@ -44,6 +44,16 @@ class DoublingConfig:
     """Most intervals of the grid, reached in the last stage."""
 
 
+def never_doubles(first: int, last: int) -> str:
+    """Say so of a doubling curriculum between these numbers of intervals that stays where it starts; else ""."""
+    if 1 <= first <= last / 2:
+        return ""
+    return (
+        f"curriculum stuck: objective.levels.curriculum doubles from {first} to at most {last} intervals, so it never"
+        " does: last must be at least twice first; iCT goes from 10 to 1280"
+    )
+
+
 CurriculumConfig = Annotated[ConstantConfig | SquareRootConfig | DoublingConfig, Field(discriminator="type")]
 
 

@@ -206,6 +206,14 @@ def saved_in(path: str) -> str:
 Denoiser.__module__ = "genflow"
 
 
+def is_consistency(denoiser: Denoiser) -> bool:
+    """Tell whether a model maps a state to where its path ends, not to the mean of the images that it may be of.
+
+    ECT's models are preconditioned as diffusion models are, and known by their sampler.
+    """
+    return isinstance(denoiser.parameterization, ConsistencyKarras) or denoiser.sampler == "multistep"
+
+
 def weights_hash(denoiser: nn.Module) -> str:
     """Return the sha256 of all weights, in the order of their names: which model it is, whatever file it came from."""
     digest = hashlib.sha256()

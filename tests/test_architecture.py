@@ -44,6 +44,7 @@ NEIGHBOURS = {
     ("config", "config_consistency"),
     ("config_consistency", "config_method"),
     ("config_findings", "config"),
+    ("config_findings", "config_consistency"),
     ("build", "build_objective"),
     ("build_objective", "build_start"),
     ("build", "build_start"),

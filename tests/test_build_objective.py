@@ -17,6 +17,7 @@ from genflow.config import (
     ConsistencyConfig,
     ConsistencyKarrasConfig,
     ConstantConfig,
+    DataConfig,
     DiTConfig,
     DoublingConfig,
     EasyLevelsConfig,
@@ -36,6 +37,7 @@ from genflow.config import (
     SquaredL2Config,
     SquareRootConfig,
     TrainConfig,
+    UNetConfig,
     UniformIntervalConfig,
     UnweightedConfig,
     UShapedConfig,
@@ -243,3 +245,22 @@ def test_teachers_that_do_not_fit_are_refused(tmp_path) -> None:
     make_teacher(tmp_path / "plain", classes=0)  # knows no classes: it is asked without
     batch = Batch.draw(torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0]), torch.arange(4))
     assert consistency_of(asked(tmp_path / "plain"))(batch, 0).isfinite().all()
+
+
+def test_a_consistency_model_is_no_teacher(tmp_path) -> None:
+    make_teacher(tmp_path / "ct", sampler="multistep")
+    with pytest.raises(ValueError, match=r"ct is a consistency model, which has no flow to step along: give the diff"):
+        consistency_of(ConsistencyConfig(descent=ByTeacherConfig(teacher=str(tmp_path / "ct"))))
+
+
+def test_a_teacher_that_cannot_be_told_of_augmentation_is_refused(tmp_path) -> None:
+    make_teacher(tmp_path / "edm")
+    config = Config(
+        data=DataConfig(augment=0.1),
+        backbone=UNetConfig(width=16, multipliers=(1,), blocks=1, attention=()),
+        schedule=VEConfig(),
+        parameterization=ConsistencyKarrasConfig(),
+        objective=ConsistencyConfig(descent=ByTeacherConfig(teacher=str(tmp_path / "edm"))),
+    )
+    with pytest.raises(ValueError, match=r"edm was trained without data.augment and cannot be told of it"):
+        build_objective(config, build_denoiser(config, (1, 8, 8), 3))

@@ -53,7 +53,7 @@ ICT = Config(
 )
 ADM = replace(
     ICT,
-    backbone=UNetConfig(width=192, multipliers=(1, 2, 3, 4), blocks=3, adaptive_norm=True, dropout=0.2),
+    backbone=UNetConfig(width=192, multipliers=(1, 2, 3, 4), blocks=3, dropout=0.2),
     train=TrainConfig(steps=800_000, batch_size=4096),
 )
 CT = replace(
@@ -134,6 +134,7 @@ MISTAKES = {
     "an average of weights as teacher: ": with_objective(target=AveragedWeightsConfig()),
     "an average of weights as teacher:": with_objective(ECT, target=AveragedWeightsConfig()),
     "Fourier scale 16: ": replace(ICT, backbone=replace(ICT.backbone, fourier_scale=16.0)),
+    "adaptive norm: scale and shift by the time": replace(ICT, backbone=replace(ICT.backbone, adaptive_norm=True)),
     "bf16: neighbouring noise levels differ by less than": with_train(mixed_precision="bf16"),
     "fp16: neighbouring noise levels differ by less than": with_train(mixed_precision="fp16"),
     "batch of 64: published runs have": with_train(batch_size=64),

@@ -12,7 +12,7 @@ from genflow.data.images import EMBEDDED
 from genflow.data.pair_files import read_manifest
 from genflow.data.pairs import is_pairs
 from genflow.data.paths import expanded
-from genflow.denoiser import SUBFOLDER, Denoiser, saved_in
+from genflow.denoiser import SUBFOLDER, Denoiser, is_consistency, saved_in
 
 MOST_STEPS = 2  # in which 2-RF++'s rule is Euler's
 
@@ -28,6 +28,15 @@ def caution_of_straight(model: str, sampler: str, steps: int) -> None:
         caution(
             f"the sampler {sampler} solves straight flows only, and {model} is not known to have been trained on pairs:"
             f" on a curved flow more steps than {MOST_STEPS} lead away from its images; euler and heun follow any flow"
+        )
+
+
+def caution_of_flow(model: str, denoiser: Denoiser) -> None:
+    """Say so where a flow is asked of a consistency model."""
+    if is_consistency(denoiser):
+        caution(
+            f"{model} is a consistency model, whose clean images are ends of paths and not means: there is no flow in"
+            " them that a solver could follow, and what comes of it means nothing; give the diffusion model"
         )
 
 

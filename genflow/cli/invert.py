@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from genflow.cli.cautions import caution_of_straight
+from genflow.cli.cautions import caution_of_flow, caution_of_straight
 from genflow.cli.model_images import own_labels, read_for
 from genflow.cli.models import choose_device, load_model, picture_shape
 from genflow.cli.sides import ReadingArguments
@@ -71,8 +71,8 @@ class InvertArguments:
     decode_steps: int = 0
     """Steps back to images; 0 is the model's default."""
     decode_sampler: Literal["default", "euler", "heun", "dpmpp_2m", "straight", "straight_heun"] = "default"
-    """Sampler on the way back; the default is the model's, or that on the way to noise where the model's is ancestral,
-    which adds noise of its own."""
+    """Sampler on the way back; the default is the model's, or that on the way to noise where the model's is ancestral
+    or multistep, which add noise of their own."""
     data: ReadingArguments = field(default_factory=ReadingArguments)
     """How image files are read; by default as the model's run read its own."""
     device: str = "auto"
@@ -94,6 +94,7 @@ def invert_images(arguments: Sequence[str], *, prog: str = "genflow invert") -> 
     labels = _source_labels(denoiser, data, numbers, options)
     _check_classes(denoiser, options)
     ways = _ways(denoiser, options)
+    caution_of_flow(options.model, denoiser)
     caution_of_straight(options.model, ways[1].said["sampler"], ways[1].said["steps"])
     images = torch.from_numpy(np.asarray(data.images))
     noise, pictures, arcs = _draw(ways, images, labels, options)
@@ -139,7 +140,7 @@ def _ways(denoiser: Denoiser, options: InvertArguments) -> tuple[_Way, _Way]:
     """Return the ways to noise and back, having refused what cannot be asked of either."""
     sampler = inverting_sampler(denoiser, None if options.sampler == "default" else options.sampler)
     steps = options.steps or denoiser.steps
-    own = sampler if denoiser.sampler == "ancestral" else denoiser.sampler
+    own = sampler if denoiser.sampler in ("ancestral", "multistep") else denoiser.sampler
     back = own if options.decode_sampler == "default" else options.decode_sampler
     back_steps = options.decode_steps or denoiser.steps
     to_noise = {

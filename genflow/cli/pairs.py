@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from genflow.cli.cautions import caution_of_flow
 from genflow.cli.image_pairs import from_images
 from genflow.cli.models import join_processes, load_model
 from genflow.cli.pair_options import Make, PairsArguments, Unit
@@ -36,6 +37,8 @@ def pairs(arguments: Sequence[str], *, prog: str = "genflow pairs") -> None:
     check_place(Path(options.out) / MANIFEST)
     team = join_processes(options.device)
     teacher = load_model(options.model, team.device)
+    if team.rank == 0:
+        caution_of_flow(options.model, teacher)
     folder = Path(options.out)
     asked, make = from_images(teacher, options) if options.invert else from_seeds(teacher, options)
     manifest = begin(folder, asked)

@@ -51,6 +51,7 @@ def straightness(arguments: Sequence[str], *, prog: str = "genflow straightness"
     """Print a table of the models, one line each."""
     options = parse_arguments(StraightnessArguments, arguments, prog=prog, about=ABOUT)
     _check(options)
+    from genflow.cli.cautions import caution_of_flow
     from genflow.cli.models import choose_device, load_model
     from genflow.data.pairs import load_pairs
     from genflow.evaluation.trajectory_picture import PATHS, draw
@@ -60,6 +61,8 @@ def straightness(arguments: Sequence[str], *, prog: str = "genflow straightness"
     pairs = load_pairs(options.pairs) if options.pairs else None
     device = choose_device(options.device)
     models = {name: load_model(name, device) for name in options.models}
+    for name, model in models.items():
+        caution_of_flow(name, model)
     seeds = range(options.first_seed, options.first_seed + options.num)
     picture = draw(models, seeds[:PATHS]) if options.picture is not None else None
     found = [_measure(name, model, seeds, options.steps, pairs) for name, model in models.items()]

@@ -7,6 +7,9 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from genflow.data.images import ImageData
 from genflow.data.pairs import PairData
@@ -15,32 +18,38 @@ from genflow.sampling.generate import generate
 
 WIDEST = 1.5  # spread of samples over that of the data beyond which a run is taken to diverge
 NARROWEST = 0.5  # and below which, once it has been wider, to collapse
+LOOKED_AT = 2000  # training images, at most
 
 
 class OneStep:
-    """Mean and spread of the values of one-step samples, beside those of the training images.
+    """Mean value of one-step samples, and how far they differ from each other, beside the training images.
 
-    Nearly all of a consistency model's loss is noise that no network can remove: at random weights and at the exact
-    solution it differs by a hundredth. The spread of ``f(sigma_max z, sigma_max)`` rises from 0 to the data's as the
-    levels get closer, and leaves it when training breaks, of which a line on stderr then tells.
+    The spread is that of samples within their class, pixel by pixel (see ``spread``): the mean image alone has most of
+    the spread of all values together, which would tell nothing of a model that draws no other. Nearly all of a
+    consistency model's loss is noise that no network can remove: at random weights and at the exact solution it
+    differs by a hundredth. The spread of ``f(sigma_max z, sigma_max)`` rises from 0 to the data's as the levels get
+    closer, and leaves it when training breaks, of which a line on stderr then tells.
 
     Args:
-        data: the training images, of which at most 2,000 are looked at.
-        seeds: of the samples.
+        data: the training images, of which at most 2,000 are looked at, evenly apart.
+        seeds: of the samples; the first classes take turns, as many as have two samples and more each.
     """
 
     def __init__(self, data: ImageData | PairData, seeds: Sequence[int]) -> None:
-        images = data.images[np.arange(min(len(data), 2000))]
-        self.mean, self.std = float(images.mean() / 127.5 - 1), float(images.std() / 127.5)
+        # evenly apart, since sets may lie class by class
+        chosen = np.linspace(0, len(data) - 1, min(len(data), LOOKED_AT)).astype(np.int64)
+        labels = None if data.labels is None else data.labels[chosen]
+        self.std = spread(torch.from_numpy(data.images[chosen]), labels) / 127.5
         self.seeds = seeds
         self._wide = False
 
     def __call__(self, denoiser: Denoiser) -> dict[str, float]:
         """Return ``one_step_mean``, ``one_step_std`` and ``one_step_std_over_data``, in [-1, 1] units."""
-        labels = [seed % denoiser.num_classes for seed in self.seeds] if denoiser.num_classes else None
-        images = generate(denoiser, self.seeds, labels=labels, steps=1, output="float")
-        mean, std = float(images.mean()), float(images.std())
-        ratio = std / self.std if self.std else math.nan  # images of one value have no spread to compare with
+        classes = min(denoiser.num_classes, max(1, len(self.seeds) // 2))  # of a single sample no spread is known
+        labels = [seed % classes for seed in self.seeds] if classes else None
+        images = generate(denoiser, self.seeds, labels=labels, steps=1, output="float").cpu()
+        mean, std = float(images.mean()), spread(images, None if labels is None else np.array(labels))
+        ratio = std / self.std if self.std else math.nan  # equal images have no spread to compare with
         said = self._alarm(std, ratio)
         if said:
             print(f"genflow: {said}", file=sys.stderr)  # noqa: T201 (above the progress bar)
@@ -57,3 +66,18 @@ class OneStep:
         if before and ratio < NARROWEST:
             return f"one-step samples have shrunk to {ratio:.2f} of the spread of the data: training collapses ({many})"
         return ""
+
+
+def spread(images: Tensor, labels: npt.NDArray[np.int64] | None = None) -> float:
+    """Return the root of the mean over pixels of the variance across images (N, C, H, W), of equal labels (N,) if any.
+
+    Variances within labels are pooled, and unbiased, so that few images of each are comparable with many. NaN where no
+    two images share a label.
+    """
+    named, group = np.unique(np.zeros(len(images)) if labels is None else labels, return_inverse=True)
+    squares = 0.0
+    for k in range(len(named)):
+        part = images[torch.from_numpy(group == k)].double()
+        squares += float((part - part.mean(0)).square().sum())
+    freedom = (len(images) - len(named)) * images[0].numel()
+    return math.sqrt(squares / freedom) if freedom else math.nan

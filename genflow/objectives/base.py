@@ -56,6 +56,10 @@ class Objective(nn.Module, abc.ABC):
     def after_step(self, step: int) -> None:
         """Do what follows an optimiser step, such as moving a target network."""
 
+    def pace(self, step: int) -> dict[str, int]:
+        """Return what the log is to say of a step, by name: nothing, if all steps are alike."""
+        return {}
+
 
 def drop_labels(y: Tensor | None, probability: float, num_classes: int) -> Tensor | None:
     """Replace each label by "no class" with this probability (arXiv 2207.12598, algorithm 1)."""

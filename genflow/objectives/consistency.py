@@ -81,5 +81,8 @@ class Consistency(Objective):
         torch.clear_autocast_cache()  # older torch keeps weights that it rounded without gradients
         return goal
 
+    def pace(self, step: int) -> dict[str, int]:
+        return self.levels.pace(step)
+
     def after_step(self, step: int) -> None:
         self.target.follow(self.denoiser, step)

@@ -6,6 +6,8 @@ import abc
 import math
 from dataclasses import dataclass
 
+from genflow.config_consistency import never_doubles
+
 
 class Curriculum(abc.ABC):
     """N(k), the number of points of the grid of noise levels at step k; subclasses are frozen dataclasses."""
@@ -48,7 +50,10 @@ class SquareRoot(Curriculum):
 
     def __post_init__(self) -> None:
         if not 2 <= self.first <= self.last or self.total < 1:
-            raise ValueError(f"need 2 <= first <= last and total >= 1, got {self.first}, {self.last}, {self.total}")
+            raise ValueError(
+                "objective.levels.curriculum SquareRoot needs 2 <= first <= last and train.steps >= 1, got"
+                f" first {self.first}, last {self.last}, steps {self.total}"
+            )
 
     def points(self, step: int) -> int:
         share = min(step / self.total, 1.0)
@@ -71,15 +76,12 @@ class Doubling(Curriculum):
     last: int = 1280
 
     def __post_init__(self) -> None:
-        if self.first < 1 or self.last < 2 * self.first:
-            raise ValueError(
-                f"a doubling curriculum from {self.first} to {self.last} never doubles: last must be at least twice"
-                " first (1280 and 10 as published)"
-            )
+        if never_doubles(self.first, self.last):
+            raise ValueError(never_doubles(self.first, self.last))
         if self.total < math.log2(self.last // self.first) + 1:
             raise ValueError(
-                f"{self.total} steps are too few for a curriculum from {self.first} to {self.last}, which has"
-                f" {math.floor(math.log2(self.last // self.first)) + 1} stages"
+                f"train.steps {self.total} are too few for objective.levels.curriculum from {self.first} to"
+                f" {self.last}, which has {math.floor(math.log2(self.last // self.first)) + 1} stages"
             )
 
     @property

@@ -74,6 +74,10 @@ class Levels(abc.ABC):
         The student sees t, the teacher s; both rise with u.
         """
 
+    def pace(self, step: int) -> dict[str, int]:
+        """Return how far the law has come at a step, under the name that the log gives it; nothing if it stays."""
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class GridLevels(Levels):
@@ -109,6 +113,10 @@ class GridLevels(Levels):
         i = torch.searchsorted(cumulative, u.contiguous(), right=True).clamp(max=len(grid) - 2)
         return grid[i + 1], grid[i]
 
+    def pace(self, step: int) -> dict[str, int]:
+        """Return ``levels``, the number N of points of the grid."""
+        return {"levels": self.curriculum.points(step)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class EasyLevels(Levels):
@@ -133,7 +141,8 @@ class EasyLevels(Levels):
     def __post_init__(self) -> None:
         if not self.q > 1 or self.k < 0 or not 1 <= self.stages <= self.total:
             raise ValueError(
-                f"need q > 1, k >= 0 and 1 <= stages <= total, got {self.q}, {self.k}, {self.stages}, {self.total}"
+                "objective.levels Easy needs q > 1, k >= 0 and stages from 1 to train.steps, got"
+                f" q {self.q:g}, k {self.k:g}, stages {self.stages}, steps {self.total}"
             )
 
     def stage(self, step: int) -> int:
@@ -148,3 +157,7 @@ class EasyLevels(Levels):
     def pairs(self, u: Tensor, step: int) -> tuple[Tensor, Tensor]:
         t = LogNormal(mean=self.mean, std=self.std).quantile(u)
         return t, self.below(t, step)
+
+    def pace(self, step: int) -> dict[str, int]:
+        """Return ``stage``, counted from 0."""
+        return {"stage": self.stage(step)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,12 @@ def _ratio(total: float, count: float) -> float | None:
     return total / count if count else None
 
 
+def _sayable(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_sayable(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class JsonLog:
     """log.jsonl: one line of JSON per record, each with its step."""
 
@@ -103,9 +110,9 @@ class JsonLog:
         write_text(self.path, "".join(line + "\n" for line in kept))
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one record."""
+        """Append one record; figures that are not finite, for which JSON has no word, become null."""
         make_folder(self.path.parent)
         with naming(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps({key: _sayable(value) for key, value in record.items()}, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())  # before the checkpoint that goes with it

@@ -266,6 +266,7 @@ class Trainer:
         """Read the meter, write the log, and stop the run if it is beyond help."""
         values = self.meter.read()
         record = {"step": done, "images": done * self.config.train.batch_size, **values, "images_per_second": rate}
+        record |= self.objective.pace(done - 1)
         record["lr"] = learning_rate(done - 1, self.config.train.steps, self.config.optim)
         if values["loss"] is not None:
             bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)

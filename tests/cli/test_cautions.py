@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from small import make_config
+from teachers import make_teacher
 
 from genflow.cli.cautions import caution_of_data, caution_of_straight, classes_of, is_of_pairs
 from genflow.cli.main import main
@@ -129,3 +130,26 @@ def test_a_run_can_be_started_from_by_its_folder(capsys) -> None:
         assert main(["train", "tiny-edm", *TINY, *given]) == 0
     one, two = (Path("runs") / name / "model/denoiser/diffusion_pytorch_model.safetensors" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_flow_asked_of_a_consistency_model_is_warned_of(tmp_path, capsys) -> None:
+    make_teacher(tmp_path / "ct", sampler="multistep")
+    make_teacher(tmp_path / "edm")
+    asked = {
+        "pairs": ["--num", "4", "--steps", "1", "--out", str(tmp_path / "pairs")],
+        "straightness": ["--num", "4", "--steps", "2"],
+    }
+    for command, given in asked.items():
+        assert main([command, str(tmp_path / "ct"), *given]) == 0
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("genflow: ")]
+        assert len(said) == 1
+        assert said[0].startswith(f"genflow: warning: {tmp_path / 'ct'} is a consistency model")
+    assert main(["straightness", str(tmp_path / "edm"), *asked["straightness"]]) == 0
+    assert "consistency" not in capsys.readouterr().err
+
+
+def test_ect_from_a_consistency_model_is_warned_of(tmp_path, capsys) -> None:
+    assert main(["train", "tiny-ict", *TINY[:4], "--train.steps", "5", "--train.preview-every", "0"]) == 0
+    capsys.readouterr()
+    assert main(["train", "tiny-ect", *TINY[:4], "--train.steps", "8", "--init", "runs/tiny-ict/model"]) == 0
+    assert "init runs/tiny-ict/model is a consistency model, and ECT starts from" in capsys.readouterr().err

@@ -91,7 +91,10 @@ def test_parts_that_cannot_work_together_are_refused(recipe: str, pairs, said: s
         (["tiny-ect", "--init", ""], "name it by --init"),
         (["tiny-ect"], "init runs/tiny-edm/model is not a folder"),
         (["tiny-cd", "--init", ""], "objective.descent.teacher runs/tiny-edm/model is not a folder"),
-        (["tiny-ict", "--train.steps", "3"], "3 steps are too few for a curriculum from 10 to 160"),
+        (
+            ["tiny-ict", "--train.steps", "3"],
+            "train.steps 3 are too few for objective.levels.curriculum from 10 to 160",
+        ),
     ],
 )
 def test_options_that_cannot_be_are_refused(arguments: list[str], said: str, capsys) -> None:

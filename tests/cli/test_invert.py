@@ -200,6 +200,14 @@ def test_a_model_that_adds_noise_of_its_own_is_solved_by_euler_both_ways(photos,
     assert "8 network calls to noise and 7 back, by heun" in capsys.readouterr().out
 
 
+def test_a_consistency_model_is_warned_of_and_not_decoded_by_its_own_sampler(photos, tmp_path, capsys) -> None:
+    make_teacher(tmp_path / "ct", sampler="multistep")
+    assert main(["invert", str(tmp_path / "ct"), str(photos), "--num", "2", "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr()
+    assert "4 network calls to noise and 4 back, by euler" in shown.out
+    assert shown.err.startswith(f"genflow: warning: {tmp_path / 'ct'} is a consistency model")
+
+
 def test_advice_for_a_model_without_classes_fits(photos, tmp_path, capsys) -> None:
     make_teacher(tmp_path / "plain", classes=0)
     assert main(["invert", str(tmp_path / "plain"), str(photos), "--to", "1", "--out", str(tmp_path / "out")]) == 2

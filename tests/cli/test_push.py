@@ -789,7 +789,7 @@ def test_a_consistency_models_run_is_shared_with_its_own_times(tmp_path, monkeyp
     card = ModelCard.load(out / "README.md")
     for said in (
         "the preconditioning of consistency models (arXiv 2303.01469). Improved consistency training",
-        "the sampler `multistep` in 1 steps: 1 network calls. It brings time grids of its own for 2 steps.",
+        "the sampler `multistep` in 1 step: 1 network call. It brings time grids of its own for 2 steps.",
         "`VE(sigma_min=0.002, sigma_max=80.0, rho=7.0)`",
         "2 network calls, at times 80 0.821 0",
         "so guidance does not work and labels must be given",

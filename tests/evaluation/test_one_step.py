@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from genflow.data.images import ImageData
 from genflow.denoiser import Denoiser
-from genflow.evaluation.one_step import OneStep
+from genflow.evaluation.one_step import OneStep, spread
 from genflow.parameterizations import ConsistencyKarras, PredictClean
 from genflow.schedules import VE
 
@@ -46,7 +46,7 @@ def test_the_numbers_are_those_of_an_oracle() -> None:
     denoiser = model(0.3, 0.9)
     found = OneStep(data, range(64))(denoiser)
     assert found.keys() == {"one_step_mean", "one_step_std", "one_step_std_over_data"}
-    of_data = float((data.images / 127.5 - 1).std())
+    of_data = float((data.images / 127.5).var(0, ddof=1).mean() ** 0.5)
     assert found["one_step_mean"] == pytest.approx(0.9, abs=0.03)
     assert found["one_step_std"] == pytest.approx(0.3, rel=0.03)
     assert found["one_step_std_over_data"] == pytest.approx(found["one_step_std"] / of_data)
@@ -64,8 +64,8 @@ def test_classes_take_turns() -> None:
 def heard(capsys, probe: OneStep, *spreads: float) -> list[str]:
     """What is said at each of these spreads, over that of the data."""
     said = []
-    for spread in spreads:
-        probe(model(spread * probe.std))
+    for wanted in spreads:
+        probe(model(wanted * probe.std))
         said.append(capsys.readouterr().err)
     return said
 
@@ -109,3 +109,37 @@ def test_a_fresh_consistency_model_has_hardly_any_spread() -> None:
     denoiser = Denoiser(Spread(0.0), VE(), ConsistencyKarras(), image_shape=SHAPE)
     assert OneStep(images(), range(8))(denoiser)["one_step_std"] == pytest.approx(80 * 3.906e-5, rel=0.1)
     assert torch.is_grad_enabled()
+
+
+def test_one_image_for_all_has_no_spread() -> None:
+    """However much its own values differ, and those of the mean images of classes."""
+    pattern = torch.linspace(-1, 1, 64).view(1, *SHAPE)
+    assert spread(pattern.expand(16, -1, -1, -1)) == 0
+    classes = np.arange(16) % 2
+    each = pattern * torch.from_numpy(1 - 2.0 * classes).view(-1, 1, 1, 1)
+    assert spread(each, classes) == 0
+    assert spread(each) > 0.5
+
+
+def test_spread_is_pooled_within_classes_without_bias() -> None:
+    noise = torch.randn(6000, *SHAPE, generator=torch.Generator().manual_seed(1))
+    assert spread(3 * noise, np.arange(6000) % 3000) == pytest.approx(3, rel=0.01)  # two of each
+    assert math.isnan(spread(noise[:4], np.arange(4)))
+
+
+def test_a_mean_image_is_a_collapse(capsys) -> None:
+    """Here images are a strong common pattern and a little of their own."""
+    pattern = np.linspace(20, 230, 64).reshape(1, *SHAPE)
+    own = np.random.default_rng(2).normal(0, 10, (64, *SHAPE))
+    data = ImageData(np.clip(pattern + own, 0, 255).astype(np.uint8), None, (), "patterned")
+    said = heard(capsys, OneStep(data, range(32)), 1.0, 0.1)
+    assert said[0] == ""
+    assert "training collapses" in said[1]
+
+
+def test_of_more_classes_than_samples_some_take_turns() -> None:
+    denoiser = model(0.25, classes=1000)
+    found = OneStep(images(), range(8))(denoiser)
+    (labels,) = denoiser.backbone.calls
+    assert labels.tolist() == [0, 1, 2, 3] * 2
+    assert found["one_step_std"] == pytest.approx(0.25, rel=0.2)

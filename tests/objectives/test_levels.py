@@ -254,5 +254,11 @@ def test_the_constant_mapping_keeps_a_share_of_the_level() -> None:
 
 @pytest.mark.parametrize("given", [{"q": 1.0}, {"k": -1.0}, {"stages": 0}, {"stages": 11}])
 def test_mappings_that_go_nowhere_are_refused(given: dict) -> None:
-    with pytest.raises(ValueError, match="need q > 1, k >= 0 and 1 <= stages <= total"):
+    with pytest.raises(ValueError, match=r"objective.levels Easy needs q > 1, k >= 0 and stages from 1 to train.steps"):
         EasyLevels(total=10, **given)
+
+
+def test_the_log_is_told_how_far_training_has_come() -> None:
+    grid = GridLevels(curriculum=Doubling(total=800), law=UniformInterval())
+    assert [grid.pace(step) for step in (0, 100, 799)] == [{"levels": 11}, {"levels": 21}, {"levels": 1281}]
+    assert [EasyLevels(total=8).pace(step) for step in (0, 7)] == [{"stage": 0}, {"stage": 7}]

@@ -228,3 +228,6 @@ def test_the_spread_of_one_step_samples_is_logged_at_previews(tmp_path) -> None:
     told = [record for record in records if "one_step_std" in record]
     assert [record["step"] for record in told] == [4, 8]
     assert told[-1]["one_step_std"] == OneStep(image_data(), range(8))(trainer.ema.denoiser)["one_step_std"]
+    paces = {record["step"]: record["levels"] for record in records if "loss" in record}
+    assert paces == {step: trainer.objective.levels.curriculum.points(step - 1) for step in paces}
+    assert len(set(paces.values())) > 1

@@ -1,6 +1,7 @@
 """What the log of a run says of its averaged model at each preview: how straight it is."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,3 +104,9 @@ def test_looks_that_are_owed_are_not_told_twice(tmp_path) -> None:
         log.write(record)
     log.rewind(5, owed=True)
     assert [json.loads(line) for line in log.path.read_text().splitlines()] == records[:2]
+
+
+def test_figures_that_are_not_finite_are_null(tmp_path) -> None:
+    log = JsonLog(tmp_path / "log.jsonl")
+    log.write({"step": 1, "spread": math.nan, "by_decile": [1.5, math.inf, None]})
+    assert log.path.read_text() == '{"step": 1, "spread": null, "by_decile": [1.5, null, null]}\n'
