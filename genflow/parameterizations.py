@@ -141,8 +141,9 @@ class Karras(Parameterization):
       published. The last hundredth of t then takes up more of the embedding than EDM's levels from 1 to 80;
     - ``TIME``: ``c_noise = t``, for training from scratch (as in arXiv 2511.23342).
 
-    On 8x8 digits, 2-RFs of half a million weights trained on some 30,000 pairs had one-step Fréchet distances of 180
-    to 300 unclipped, 14 to 19 clipped at 80, and 9 by time, where the pairs themselves have 1.4.
+    Students of an EDM on embedded digits, unclipped against clipped at 80: one-step Fréchet distances to the training
+    images of 1.33 against 0.83 at 8x8, and of 34.8 against 2.7 at 16x16 (2-RF++ without real pairs, half-length runs,
+    one seed; 0.82 and 2.6 at 20, 0.84 and 2.7 by time).
     Source: arXiv 2206.00364, Table 1 and appendix B.6; on ``Linear``, "Improving the Training of Rectified Flows",
     arXiv 2405.20320, section 4.3.
     """

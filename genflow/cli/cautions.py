@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from genflow.cli.models import run_of
 from genflow.config import Config, RegressionConfig, UShapedConfig
@@ -41,7 +42,9 @@ def caution_of_flow(model: str, denoiser: Denoiser) -> None:
 
 
 def is_of_pairs(model: str) -> bool:
-    """Tell whether a saved model is known to have been trained on pairs: by the run that it lies in, or its import."""
+    """Tell whether a saved model is known to have been trained on pairs: by itself, its run, or its import."""
+    if told_by(model).get("teacher"):  # which older models do not name
+        return True
     try:
         config = run_of(model)
     except ValueError:  # of a run file that is damaged nothing is known, and sampling does not need it
@@ -99,9 +102,17 @@ def caution_of_data(config: Config) -> None:
 
 def classes_of(model: str) -> int:
     """Return how many classes a saved model on the disk has; 0 if it is not there."""
+    return told_by(model).get("num_classes", 0)
+
+
+def told_by(model: str) -> dict[str, Any]:
+    """Return what the config.json of a saved model on the disk says; nothing if it is not there, or damaged."""
     folder = Path(saved_in(model))
     for place in (folder / SUBFOLDER, folder):
         if model and (place / Denoiser.config_name).is_file():
-            written = json.loads((place / Denoiser.config_name).read_text(encoding="utf-8"))
-            return written.get("num_classes", 0)
-    return 0
+            try:
+                told = json.loads((place / Denoiser.config_name).read_text(encoding="utf-8"))
+            except ValueError:
+                return {}
+            return told if isinstance(told, dict) else {}
+    return {}

@@ -210,7 +210,8 @@ def _unknown_source(source: str | Path, path: Path) -> str:
     near = difflib.get_close_matches(str(source), EMBEDDED, n=1)
     hint = f", did you mean {near[0]!r}?" if near else ""
     return (
-        f"no images called {str(source)!r}{hint} (embedded: {', '.join(EMBEDDED)}; or give an existing folder or .zip"
+        f"no images called {str(source)!r}{hint} (embedded: {', '.join(EMBEDDED)};"
+        " or give an existing folder, of images or of pairs (see genflow pairs), or .zip"
         " of images, a .npz file, or hf:NAME)"
     )
 

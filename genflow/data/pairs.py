@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from genflow.data.images import ImageData
+from genflow.data.images import EMBEDDED, ImageData
 from genflow.data.pair_files import MANIFEST, STORED, Manifest, Shard, read_manifest, read_shards, shard_path
 from genflow.data.paths import expanded
 from genflow.sampling.noise import GENERATOR, generator_checksum, standard_normal
@@ -126,7 +126,7 @@ def is_pairs(source: str | Path) -> bool:
     """Tell whether a path is a folder of pairs, whole or not."""
     folder = expanded(source)
     path = folder / MANIFEST
-    if not path.is_file():
+    if source in EMBEDDED or not path.is_file():  # a folder called digits is ./digits
         return False
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["format"]).startswith("genflow pairs")
