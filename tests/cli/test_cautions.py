@@ -1,5 +1,6 @@
 """What can be done and may not be meant is said in one line, and only then."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -60,10 +61,10 @@ def test_straight_is_warned_of_in_many_steps_of_a_flow_that_may_be_curved(capsys
 def test_of_whose_training_nothing_is_told_nothing_is_known(tmp_path) -> None:
     shutil.copytree("runs/tiny-reflow/model", tmp_path / "copy")
     assert is_of_pairs("runs/tiny-reflow/model")
+    assert is_of_pairs(str(tmp_path / "copy"))  # which names its teacher
+    file = config_file(tmp_path / "copy")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"teacher": ""}))
     assert not is_of_pairs(str(tmp_path / "copy"))
-    (tmp_path / "told").mkdir()
-    (tmp_path / "told" / "config.json").write_text('{"teacher": "ab12"}')
-    assert is_of_pairs(str(tmp_path / "told"))
     assert not is_of_pairs("someone/on-the-hub")
     (tmp_path / "config.toml").write_text("[optim")
     assert not is_of_pairs(str(tmp_path / "model"))
