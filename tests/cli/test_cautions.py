@@ -13,6 +13,7 @@ from genflow.cli.cautions import caution_of_data, caution_of_straight, classes_o
 from genflow.cli.main import main
 from genflow.config import Config, DataConfig, RegressionConfig, UniformConfig, UShapedConfig
 from genflow.config_files import to_toml
+from genflow.denoiser import config_file
 
 TINY = ["--backbone.width", "16", "--train.batch-size", "8", "--train.steps", "1", "--train.preview-every", "0"]
 WARNED = "solves straight flows only"
