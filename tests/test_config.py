@@ -31,6 +31,9 @@ from genflow.config import (
     VGGConfig,
 )
 from genflow.config_files import _one_line, find_recipe, load_config, override, recipes, to_flat, to_toml
+from genflow.denoiser import Denoiser
+from genflow.parameterizations import Karras
+from genflow.schedules import VE
 
 RECIPES = recipes()
 REGRESSION = '[objective]\ntype = "Regression"\n'
@@ -101,11 +104,13 @@ def test_a_recipe_survives_being_written_and_builds_a_model(name: str, tmp_path,
     small = config.data.path in ("digits", "mnist5k", "shapes")
     size = {"digits": 8, "mnist5k": 28}.get(config.data.path, config.data.size or 32)
     with torch.device("cpu" if small else "meta"):  # networks without weights, where they have many
-        monkeypatch.setattr("genflow.build.load_named", lambda path, option: None)  # nor are there models to start from
+        shape = (1, size, size)  # nor are there models to start from, and teachers are diffusion models
+        edm = Denoiser(torch.nn.Identity(), VE(), Karras(), image_shape=shape, num_classes=10)
+        monkeypatch.setattr("genflow.build.load_named", lambda path, option: edm)
+        monkeypatch.setattr("genflow.build_objective.load_named", lambda path, option: copy.deepcopy(edm))
         monkeypatch.setattr("genflow.build.load_weights", lambda denoiser, source: None)
         monkeypatch.setattr("genflow.build.misreading", lambda source, denoiser: "")
         denoiser = build_denoiser(config, (1, size, size), 10)
-    monkeypatch.setattr("genflow.build_objective.load_named", lambda path, option: copy.deepcopy(denoiser))
     if "VGG" not in to_toml(config):  # whose weights are not there
         assert build_objective(config, denoiser).denoiser is denoiser
 
