@@ -34,3 +34,8 @@ def _fresh_accelerator() -> None:
 
         AcceleratorState._reset_state(True)
         GradientState._reset_state()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Compile last: what the compiler leaves running keeps processes that are forked later from training."""
+    items.sort(key=lambda item: "compiled" in item.name)
