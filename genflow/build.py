@@ -251,7 +251,7 @@ def build_trainer(config: Config) -> Trainer:
         data.image_shape,
         data.num_classes,
         pairs=data if isinstance(data, PairData) else None,
-        warn=lambda text: accelerator.print(f"warning: {text}", file=sys.stderr),
+        warn=lambda text: accelerator.print(f"genflow: warning: {text}", file=sys.stderr),
     )
     objective = build_objective(config, denoiser)
     if isinstance(data, PairData) and not data.complete and not config.data.pairs:

@@ -38,4 +38,4 @@ def _fresh_accelerator() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Compile last: what the compiler leaves running keeps processes that are forked later from training."""
-    items.sort(key=lambda item: "compile" in item.name)
+    items.sort(key=lambda item: item.get_closest_marker("compiles") is not None)

@@ -132,7 +132,7 @@ def warned(config: Config, capfd) -> list[str]:
     path = Path(config.out) / f"{config.name}.toml"
     path.write_text(to_toml(config), encoding="utf-8")
     assert main(["train", str(path)]) == 0
-    return [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: ")]
+    return [line for line in capfd.readouterr().err.splitlines() if line.startswith("genflow: warning: ")]
 
 
 def test_a_run_that_misreads_its_start_warns_in_one_line_and_goes_on(tmp_path, capfd) -> None:
@@ -142,7 +142,7 @@ def test_a_run_that_misreads_its_start_warns_in_one_line_and_goes_on(tmp_path, c
     assert warned(config, capfd) == []
     by_time = replace(config, name="time", parameterization=KarrasConfig(conditioning="time"))
     (said,) = warned(by_time, capfd)
-    assert said.startswith(f"warning: init {tmp_path / 'edm'}: its weights mean Karras")
+    assert said.startswith(f"genflow: warning: init {tmp_path / 'edm'}: its weights mean Karras")
     assert (by_time.folder / "model").is_dir()
     assert warned(replace(by_time, train=replace(by_time.train, steps=4)), capfd) == []  # it goes on, from its own
     objective = RegressionConfig(label_dropout=0.0)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from genflow.objectives.curricula import Curriculum
 from genflow.objectives.time_distributions import LogNormal
-from genflow.schedules import time_dtype
+from genflow.schedules import VE, time_dtype
 
 
 def karras_grid(points: int, *, low: float = 0.002, high: float = 80.0, rho: float = 7.0) -> Tensor:
@@ -26,8 +26,7 @@ def karras_grid(points: int, *, low: float = 0.002, high: float = 80.0, rho: flo
     is the identity, to the last bit, since all others lean on it.
     Source: arXiv 2303.01469, section 3, after arXiv 2206.00364, eq. 5.
     """
-    i = torch.arange(points, dtype=torch.float64) / (points - 1)
-    grid = (low ** (1 / rho) + i * (high ** (1 / rho) - low ** (1 / rho))) ** rho
+    grid = VE(sigma_min=low, sigma_max=high, rho=rho).times(points)[:-1].flip(0)
     grid[0], grid[-1] = low, high
     return grid
 

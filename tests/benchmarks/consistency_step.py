@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState
+from loop import seconds
 
 from genflow.build import build_trainer
 from genflow.config_files import find_recipe, load_config, override
@@ -53,13 +52,6 @@ def measure(network: str, batch_size: int) -> list[float]:
             for times, action in zip(taken, (alone, loss, lambda: trainer._step(turn)), strict=True):  # noqa: B023
                 times.append(seconds(action))
     return [statistics.median(times[3:]) for times in taken]
-
-
-def seconds(action: Callable[[], None]) -> float:
-    """Return the CPU seconds that an action takes."""
-    started = time.process_time()
-    action()
-    return time.process_time() - started
 
 
 def main() -> None:

@@ -14,11 +14,8 @@ file to measure anew, as after any change to what is trained. Writes results/ref
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import io
 import itertools
-import json
 import shutil
 import tempfile
 import time
@@ -31,6 +28,7 @@ from typing import Any
 
 import torch
 from reflow_table import table
+from study import CHOSEN_BY, RESULTS, Records, judge, protocol, quietly
 
 from genflow.build import build_trainer
 from genflow.cli.main import main as genflow
@@ -49,21 +47,15 @@ from genflow.config import (
     VelocityResidualConfig,
 )
 from genflow.config_files import find_recipe, load_config
-from genflow.data.decoding import Decoding
-from genflow.data.images import load_images
 from genflow.denoiser import Denoiser
 from genflow.evaluation.embedded import Embedded
-from genflow.evaluation.measurement import Wanted, gather
-from genflow.evaluation.sources import FoundImages
 from genflow.evaluation.trajectories import even_times
 from genflow.pixels import to_unit
 from genflow.sampling.generate import generate
 from genflow.sampling.inversion import invert, rising_times
 
-RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
 REAL_RATES = (3e-5, 1e-4, 3e-4)  # of the fine-tuning on real pairs, which is short and gentle
-CHOSEN_BY = 2**32  # first seed of the samples that trials are judged by
 WAYS = ("Euler", "Euler on even linear times", "Heun")  # of inversion; the first is on the model's own times
 CONDITIONINGS: dict[str, KarrasConfig] = {
     "level to 99999": KarrasConfig(level_min=1e-5, level_max=99999.0),  # as published
@@ -139,7 +131,7 @@ class Study:
     def __init__(self, setting: Setting, out: Path) -> None:
         self.setting = setting
         self.out = out / setting.name
-        self.kept = RESULTS / f"reflow-{setting.name}.jsonl"
+        self.kept = Records(RESULTS / f"reflow-{setting.name}.jsonl")
 
     def base(self, recipe: str) -> Config:
         """Return a recipe with this data set's network, its rhythm left to the run."""
@@ -240,7 +232,7 @@ class Study:
         config = self.config(run)
         shutil.rmtree(config.folder, ignore_errors=True)  # of a run that ended before its record, without its curve
         trainer = build_trainer(config)
-        embedded = self.judge() if run.purpose != "table" else self.embedded()
+        embedded = (judge if run.purpose != "table" else protocol)(self.setting.name, self.setting.size)
         spent = [0.0]
 
         def curve(denoiser: Denoiser) -> float:
@@ -269,18 +261,11 @@ class Study:
 
     def embedded(self) -> Embedded:
         """Return the protocol of reported figures."""
-        return Embedded.load(self.setting.name, size=self.setting.size)
-
-    def judge(self) -> Embedded:
-        """Return what trials are judged by: the training images, so that no choice has seen the held-out ones."""
-        embedded = self.embedded()
-        train = load_images(self.setting.name, "train", decoding=Decoding(size=self.setting.size or None))
-        reference = gather(FoundImages(train), embedded.network, Wanted(), None)
-        return replace(embedded, held_out=train, reference=reference)
+        return protocol(self.setting.name, self.setting.size)
 
     def records(self) -> list[dict[str, Any]]:
         """Return all that is finished."""
-        return [json.loads(line) for line in self.kept.read_text().splitlines()] if self.kept.exists() else []
+        return self.kept.all()
 
     def is_done(self, job: Run | str) -> bool:
         """Tell whether a job has its record."""
@@ -364,32 +349,29 @@ def stages(study: Study) -> Iterator[list[Run]]:
 
 
 def work(setting: str, out: str, job: Run | str) -> dict[str, Any]:
-    """Do one job in a process of its own, quietly."""
-    torch.set_num_threads(1)
+    """Do one job."""
     study = Study(SETTINGS[setting], Path(out))
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        match job:
-            case Run():
-                return study.train(job)
-            case "real pairs":
-                return study.real_pairs()
-            case "inversion":
-                return study.inversion()
-            case _:
-                return study.teacher(job)
+    match job:
+        case Run():
+            return study.train(job)
+        case "real pairs":
+            return study.real_pairs()
+        case "inversion":
+            return study.inversion()
+        case _:
+            return study.teacher(job)
 
 
 def do(study: Study, jobs: Iterable[Run | str], processes: int) -> None:
     """Do the jobs that are not done yet, so many at a time, and keep each record at once."""
     left = [job for job in jobs if not study.is_done(job) or study.lacks(job)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        running = {pool.submit(work, study.setting.name, str(study.out.parent), job): job for job in left}
+        running = {pool.submit(quietly, work, study.setting.name, str(study.out.parent), job): job for job in left}
         for finished in as_completed(running):
             record = finished.result()
             if study.is_done(running[finished]):  # made anew only because its model was gone
                 continue
-            with study.kept.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            study.kept.add(record)
             print({k: v for k, v in record.items() if k != "curve"}, flush=True)
 
 
