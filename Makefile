@@ -24,7 +24,7 @@ demo-reflow: .venv/.stamp
 	$(BIN)/genflow demo-reflow
 
 test: .venv/.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --maxschedchunk 1
 
 lint: .venv/.stamp
 	$(BIN)/ruff check .

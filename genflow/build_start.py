@@ -131,8 +131,11 @@ def misreading(source: Denoiser, denoiser: Denoiser) -> str:
         reasons.append("its output is read otherwise")
     if not reasons:
         return ""
+    taken = _name(denoiser)
+    if taken == _name(source):
+        taken += " of other values, such as its betas"
     return (
-        f"its weights mean {_name(source)}, and this run takes them for {_name(denoiser)}: {', '.join(reasons)}, and"
+        f"its weights mean {_name(source)}, and this run takes them for {taken}: {', '.join(reasons)}, and"
         f" training begins far from that model; to begin as its equal {_advice(source)}"
     )
 

@@ -105,6 +105,8 @@ def test_it_says_what_the_weights_mean_what_for_they_are_taken_and_what_to_do() 
     converted = model(Linear(), Converted(schedule=VP(), row=PredictV()))
     assert "its weights mean Converted (PredictV on VP) on Linear" in misreading(converted, flow)
     assert misreading(flow, edm).endswith("give the schedule and parameterization that its config.json lists")
+    steep = model(Linear(), Converted(schedule=VP(beta_d=10.0), row=PredictV()))
+    assert "takes them for Converted (PredictV on VP) on Linear of other values" in misreading(converted, steep)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from genflow.cli.pair_options import Make, PairsArguments, Unit
 from genflow.cli.seed_pairs import from_seeds
 from genflow.cli.sides import ReadingArguments
 from genflow.config_files import parse_arguments
+from genflow.data.images import EMBEDDED
 from genflow.data.pair_files import MANIFEST, Manifest, begin, finish, lacking, write_manifest, write_shard
 from genflow.files import check_place, remove_partials
 
@@ -34,6 +35,8 @@ def pairs(arguments: Sequence[str], *, prog: str = "genflow pairs") -> None:
         raise ValueError(f"--num must be at least 1, got {options.num}")
     if not options.invert and options.data != ReadingArguments():
         raise ValueError("--data options say how the images of --invert are read: leave them out, or give images")
+    if options.out in EMBEDDED:
+        raise ValueError(f"{options.out} names an embedded set, which this folder would hide behind: give another --out")
     check_place(Path(options.out) / MANIFEST)
     team = join_processes(options.device)
     teacher = load_model(options.model, team.device)

@@ -77,6 +77,7 @@ def straightness(arguments: Sequence[str], *, prog: str = "genflow straightness"
 
 def _check(options: StraightnessArguments) -> None:
     """Refuse what cannot be before models are loaded."""
+    from genflow.denoiser import saved_in
     from genflow.files import check_place
 
     if not options.models:
@@ -87,7 +88,8 @@ def _check(options: StraightnessArguments) -> None:
         raise ValueError(f"--steps must be at least 2, got {options.steps}: in one step every path is straight")
     if not 0 <= options.first_seed <= 2**64 - options.num:
         raise ValueError(f"seeds must be in [0, 2^64), got --first-seed {options.first_seed} --num {options.num}")
-    twice = next((name for name in options.models if options.models.count(name) > 1), None)
+    places = [saved_in(name.rstrip("/")).rstrip("/") for name in options.models]
+    twice = next((name for n, name in enumerate(options.models) if places[n] in places[:n]), None)
     if twice is not None:
         raise ValueError(f"{twice} is given twice, and is the same model both times: name each once")
     for path in (options.out, options.picture):

@@ -210,12 +210,14 @@ def test_an_edm_teacher_is_solved_as_the_paper_does(model) -> None:
         (["--first-seed", "-1"], "seeds must be in [0, 2^64), got -1"),
         (["--sampler", "ancestral"], "sampler"),
         (["--labels", "some"], "labels"),
+        (["--out", "digits"], "digits names an embedded set"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_before_anything_is_written(given, said, model, tmp_path, capsys) -> None:
-    assert main(["pairs", str(model), *given, "--out", str(tmp_path / "out")]) == 2
+def test_what_cannot_be_asked_is_refused_before_anything_is_written(given, said, model, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["pairs", str(model), "--out", "out", *given]) == 2
     assert said in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

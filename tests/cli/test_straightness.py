@@ -114,6 +114,7 @@ def test_every_line_is_drawn_in_its_panel() -> None:
         ("{root}/still --picture {root}", ["is a folder: give the name of a file"]),
         ("{root}/still --device abacus", ["abacus"]),
         ("{root}/still {root}/teacher {root}/still", ["still is given twice, and is the same model both times"]),
+        ("{root}/still {root}/still/", ["still/ is given twice"]),
         ("{root}/still --picture s.jpg", ["--picture s.jpg must end in .png: pictures are written as PNG"]),
     ],
 )
