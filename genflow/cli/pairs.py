@@ -36,7 +36,7 @@ def pairs(arguments: Sequence[str], *, prog: str = "genflow pairs") -> None:
     if not options.invert and options.data != ReadingArguments():
         raise ValueError("--data options say how the images of --invert are read: leave them out, or give images")
     if options.out in EMBEDDED:
-        raise ValueError(f"{options.out} names an embedded set, which this folder would hide behind: give another --out")
+        raise ValueError(f"{options.out} names an embedded set, which would hide this folder: give another --out")
     check_place(Path(options.out) / MANIFEST)
     team = join_processes(options.device)
     teacher = load_model(options.model, team.device)

@@ -213,7 +213,7 @@ def test_an_edm_teacher_is_solved_as_the_paper_does(model) -> None:
         (["--out", "digits"], "digits names an embedded set"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_before_anything_is_written(given, said, model, tmp_path, monkeypatch, capsys) -> None:
+def test_what_cannot_be_asked_is_refused_first(given, said, model, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["pairs", str(model), "--out", "out", *given]) == 2
     assert said in capsys.readouterr().err
