@@ -23,7 +23,7 @@ def draw_batch(count: int = 64, shape: tuple[int, ...] = (1, 4, 4), classes: int
         (LogitNormal(), lambda t: torch.special.ndtr(torch.logit(t))),
         (LogitNormal(mean=-0.5, std=0.7), lambda t: torch.special.ndtr((torch.logit(t) + 0.5) / 0.7)),
     ],
-    ids=str,
+    ids=lambda given: "cdf" if callable(given) else str(given),
 )
 def test_times_follow_their_law(law: TimeDistribution, cdf) -> None:
     u = torch.rand(100_000, dtype=torch.float64)

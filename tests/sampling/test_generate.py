@@ -44,7 +44,7 @@ def churned(denoise, schedule, x, times, noise):
     return heun(denoise, schedule, x, times, noise, churn=10)
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "ancestral", churned], ids=str)
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "ancestral", pytest.param(churned, id="churned")])
 @pytest.mark.parametrize("schedule", [VE(), Linear()], ids=lambda s: type(s).__name__)
 def test_a_seed_is_an_image_at_any_batch_size(sampler, schedule) -> None:
     denoiser, seeds = network(schedule), range(64)
