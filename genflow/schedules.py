@@ -89,6 +89,16 @@ class Schedule(abc.ABC):
         ratio = self.sigma(s) / self.sigma(t)
         return expand(ratio, x_t) * x_t + expand(self.alpha(s) - self.alpha(t) * ratio, x_t) * clean
 
+    def correct(self, x_t: Tensor, clean: Tensor, t: Tensor, x_s: Tensor, clean_s: Tensor, s: Tensor) -> Tensor:
+        """Return the state at ``s`` by the trapezoid rule, from ``x_s = move(x_t, clean, t, s)`` and what it shows.
+
+        ``x_s + (alpha_s - alpha_t) (clean_s - clean) / 2 + (sigma_s - sigma_t) (noise_s - noise_t) / 2``, for
+        ``s > 0``: Heun's method for ``dx = clean d(alpha) + noise d(sigma)`` (on ``VE`` arXiv 2206.00364, algorithm 1).
+        """
+        turn = self.noise_in(x_s, clean_s, s) - self.noise_in(x_t, clean, t)
+        x_s = x_s + expand((self.alpha(s) - self.alpha(t)) / 2, x_t) * (clean_s - clean)
+        return x_s + expand((self.sigma(s) - self.sigma(t)) / 2, x_t) * turn
+
 
 def _power_grid(schedule: Schedule, low: float, high: float, rho: float, steps: int) -> Tensor:
     """Return times whose noise levels are evenly spaced in the power 1/rho, then 0 (arXiv 2206.00364, eq. 5)."""

@@ -39,6 +39,8 @@ class SampleArguments:
     """Classes, used in turn; by default all of the model's. The number of classes itself means "no class"."""
     steps: int = 0
     """Steps of the sampler; 0 is the model's default."""
+    times: tuple[float, ...] = ()
+    """The time grid itself instead of --steps, falling to 0: 80 0.821 0 are two steps of a consistency model."""
     sampler: Literal["default", "euler", "heun", "dpmpp_2m", "ancestral", "multistep", "straight", "straight_heun"] = (
         "default"
     )
@@ -73,13 +75,15 @@ def sample(arguments: Sequence[str], *, prog: str = "genflow sample") -> None:
         " their autoencoder",
     )
     sampler = denoiser.sampler if options.sampler == "default" else options.sampler
-    steps = options.steps or denoiser.steps
-    choose_times(denoiser, steps, None)  # refuses what cannot be before anything is written
+    # refuses what cannot be before anything is written
+    times = choose_times(denoiser, options.steps or None, options.times or None).tolist()
+    steps = len(times) - 1
     classes = options.labels or tuple(range(denoiser.num_classes))
     made = {
         "weights": weights_hash(denoiser),
         "sampler": sampler,
         "steps": steps,
+        "times": times,
         "network_calls": network_calls(sampler, steps),
         "guidance": options.guidance,
         "guidance_interval": options.guidance_interval and list(options.guidance_interval),
@@ -96,7 +100,7 @@ def sample(arguments: Sequence[str], *, prog: str = "genflow sample") -> None:
             denoiser,
             wanted,
             labels=[classes[seed % len(classes)] for seed in wanted] if classes else None,
-            steps=steps,
+            times=times,
             sampler=sampler,
             guidance=options.guidance,
             guidance_interval=options.guidance_interval,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from genflow.denoiser import Denoiser
 from genflow.objectives.base import Batch
-from genflow.schedules import Schedule, expand
+from genflow.schedules import Schedule
 
 
 class Descent(nn.Module, abc.ABC):
@@ -64,7 +64,4 @@ class ByTeacherHeun(ByTeacher):
     def forward(self, schedule: Schedule, batch: Batch, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None) -> Tensor:
         clean = self.clean(batch, x_t, t, y)
         x_s = schedule.move(x_t, clean, t, s)
-        clean_s = self.clean(batch, x_s, s, y)
-        turn = schedule.noise_in(x_s, clean_s, s) - schedule.noise_in(x_t, clean, t)
-        x_s = x_s + expand((schedule.alpha(s) - schedule.alpha(t)) / 2, x_s) * (clean_s - clean)
-        return x_s + expand((schedule.sigma(s) - schedule.sigma(t)) / 2, x_s) * turn
+        return schedule.correct(x_t, clean, t, x_s, self.clean(batch, x_s, s, y), s)

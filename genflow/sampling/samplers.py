@@ -70,10 +70,7 @@ def heun(
         clean = denoise(x, t, s)
         x_s = schedule.move(x, clean, t, s)
         if s > 0 and schedule.alpha(s) > 0:
-            clean_s = denoise(x_s, s, s)
-            turn = schedule.noise_in(x_s, clean_s, s) - schedule.noise_in(x, clean, t)
-            x_s = x_s + expand((schedule.alpha(s) - schedule.alpha(t)) / 2, x) * (clean_s - clean)
-            x_s = x_s + expand((schedule.sigma(s) - schedule.sigma(t)) / 2, x) * turn
+            x_s = schedule.correct(x, clean, t, x_s, denoise(x_s, s, s), s)
         x = x_s
     return x
 

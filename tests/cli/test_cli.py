@@ -21,6 +21,7 @@ from genflow.cli.main import COMMANDS, USAGE, main
 from genflow.cli.sides import labels_of
 from genflow.data.images import ImageData
 from genflow.denoiser import Denoiser
+from genflow.schedules import Linear
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +127,8 @@ TINY = ("--backbone.width", "16", "--train.steps", "2", "--train.batch-size", "8
         ("sample {model} --num 0", ["--num must be at least 1, got 0"]),
         ("sample {model} --num -3", ["--num must be at least 1, got -3"]),
         ("sample {model} --steps -1", ["steps", "-1"]),
+        ("sample {model} --times 1 0.4", ["times must fall from at most 1.0 to 0", "[1.0, 0.4]"]),
+        ("sample {model} --times 1 0.4 0 --steps 3", ["steps is 3 but times has 2 intervals"]),
         ("sample {model} --first-seed -1", ["seeds must be in [0, 2^64), got -1"]),
         ("sample {model} --labels 3 10 11", ["label 11 is out of range", "the classes 0 to 9 (10 means none)"]),
         ("sample {model} --labels -1", ["label -1 is out of range"]),
@@ -276,6 +279,7 @@ def test_more_images_join_a_folder_and_other_settings_do_not(model, bare, capsys
     kept = files("a")
     others = {
         "steps": ["--steps", "3"],
+        "times": ["--times", "1", "0.4", "0"],
         "sampler": ["--sampler", "heun"],
         "guidance": ["--guidance", "2"],
         "labels": ["--labels", "1"],
@@ -297,6 +301,7 @@ def test_samples_say_how_they_were_made(model) -> None:
     made = json.loads(Path("a/samples.json").read_text())
     expected = {"sampler": "euler", "steps": 3, "network_calls": 3, "guidance": 1.0, "labels": [7, 1]}
     assert made.items() >= expected.items()
+    assert made["times"] == Linear().times(3).tolist()
     assert len(made["weights"]) == 64
     with Image.open("a/000000.png") as one, Image.open("a-grid.png") as picture:
         assert one.size == (8, 8)

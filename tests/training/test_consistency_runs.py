@@ -9,11 +9,13 @@ import pytest
 from launch import together
 from safetensors.torch import load_file, save_file
 from small import DIT, Stopped, assert_same, image_data, make_config, make_loader, make_trainer, stopping, tensors
+from teachers import make_teacher
 
 from genflow.build import build_denoiser, build_loader, build_objective
 from genflow.cli.train import check_resume
 from genflow.config import (
     AveragedWeightsConfig,
+    ByTeacherConfig,
     Config,
     ConsistencyConfig,
     ConsistencyKarrasConfig,
@@ -22,6 +24,7 @@ from genflow.config import (
     EasyLevelsConfig,
     GridLevelsConfig,
     KarrasConfig,
+    L1Config,
     NormConfig,
     OptimConfig,
     SampleConfig,
@@ -56,12 +59,16 @@ METHODS = {
         "parameterization": KarrasConfig(),
         "init": "unused",
     },
+    "cd": {"objective": replace(ICT, levels=GridLevelsConfig(curriculum=ConstantConfig(count=9)), metric=L1Config())},
 }
 
 
 def consistency_config(out: Path, method: str = "ict", **train) -> Config:
     config = make_config(out, optim=OptimConfig(rule="radam", lr=1e-3, ema_halflife=100), **train)
     parts = {"schedule": VEConfig(), "parameterization": ConsistencyKarrasConfig()} | METHODS[method]
+    if method == "cd":
+        make_teacher(out / "teacher", shape=DATA[0], classes=DATA[1])
+        parts["objective"] = replace(parts["objective"], descent=ByTeacherConfig(teacher=str(out / "teacher")))
     return replace(config, sample=SampleConfig(sampler="multistep", steps=1, middle=(0.821,)), **parts)
 
 
