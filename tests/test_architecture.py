@@ -22,6 +22,7 @@ LEVELS = [
         "config_findings",
         "config_method",
         "pixels",
+        "units",
         "files",
         "assets",
         "pictures",

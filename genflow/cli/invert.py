@@ -30,6 +30,7 @@ from genflow.pictures import grid, write_image
 from genflow.pixels import to_unit
 from genflow.sampling.generate import choose_times, list_labels, network_calls
 from genflow.sampling.inversion import decode, inversion_calls, invert, inverting_sampler, rising_times, slerp
+from genflow.units import UNIT
 
 ABOUT = (
     "Carry images along a model's flow to noise, and back. Under its own class an image is reconstructed, under"
@@ -38,7 +39,6 @@ ABOUT = (
     " noise.safetensors, grid.png to look at, and inversion.json: settings, network calls, mean squared error of the"
     " reconstructions with pixels in [-1, 1], squared norm of the noise beside what it should be."
 )
-UNIT = 64
 MOST_ROWS = 24  # of a picture to look at
 
 

@@ -19,8 +19,8 @@ from genflow.config_files import parse_arguments
 from genflow.data.images import EMBEDDED
 from genflow.data.pair_files import MANIFEST, Manifest, begin, finish, lacking, write_manifest, write_shard
 from genflow.files import check_place, remove_partials
+from genflow.units import UNIT
 
-UNIT = 64  # consecutive seeds made together, always all of them: interruptions and --num leave no trace in files
 ABOUT = (
     "Make reflow pairs: the noise of a seed, and the image that a teacher's flow carries it to; or, by --invert, real"
     " images and the noise that it carries them back to, which is stored with them in 16 bits. Train on them by"

@@ -15,12 +15,12 @@ from tqdm import tqdm
 from genflow.config_files import parse_arguments
 from genflow.files import check_place, remove_partials, write_text
 from genflow.pictures import grid, read_image, write_image
+from genflow.units import UNIT
 
 if TYPE_CHECKING:
     from genflow.cli.models import Team
 
 MANIFEST = "samples.json"
-UNIT = 64  # consecutive seeds made together, always the same ones: interruptions and processes leave no trace in files
 
 
 @dataclass(frozen=True, kw_only=True)

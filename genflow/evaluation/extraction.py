@@ -24,9 +24,10 @@ from genflow.evaluation.features import FeatureNetwork, Outputs
 from genflow.evaluation.inception_score import InceptionScore
 from genflow.evaluation.metrics import nearest_distances
 from genflow.evaluation.reduction import several_processes, sum_over_processes
-from genflow.evaluation.sources import UNIT, Source
+from genflow.evaluation.sources import Source
 from genflow.evaluation.statistics import FeatureStats
 from genflow.files import naming
+from genflow.units import UNIT
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
 _ROWS = 2048  # of a file of vectors that are moved at once

@@ -14,8 +14,7 @@ from torch import Tensor
 from genflow.data.images import ImageData
 from genflow.denoiser import Denoiser
 from genflow.sampling.generate import generate
-
-UNIT = 64  # images that go through networks together, always the same ones: their number is part of the rounding
+from genflow.units import UNIT
 
 
 class Source(abc.ABC):

@@ -31,9 +31,10 @@ from genflow.evaluation.features import FeatureNetwork, Outputs
 from genflow.evaluation.frechet import frechet_distance
 from genflow.evaluation.measurement import Wanted, figures, gather
 from genflow.evaluation.protocol import NetworkIdentity
-from genflow.evaluation.sources import UNIT, Source
+from genflow.evaluation.sources import Source
 from genflow.evaluation.statistics import FeatureStats
 from genflow.evaluation.uncertainty import default_blocks
+from genflow.units import UNIT
 
 RESULTS = Path(__file__).parent / "results"
 DIMS, SPATIAL, CLASSES = 2048, 2023, 1008

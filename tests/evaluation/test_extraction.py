@@ -14,8 +14,9 @@ from genflow.data.images import load_images
 from genflow.evaluation.extraction import VectorFile, pass_through
 from genflow.evaluation.features import load_features
 from genflow.evaluation.measurement import Wanted, figures, gather, moments_of
-from genflow.evaluation.sources import UNIT, FoundImages, Samples
+from genflow.evaluation.sources import FoundImages, Samples
 from genflow.evaluation.statistics import FeatureStats
+from genflow.units import UNIT
 
 EVERY = Wanted(metrics=frozenset({"fid", "kid", "pr"}))
 
