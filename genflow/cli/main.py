@@ -133,18 +133,23 @@ def _run(command: str, rest: list[str]) -> None:
             from genflow.cli.push import push
 
             push(rest)
-        case "demo":
-            from genflow.cli.demo import demo
-
-            demo(rest)
-        case "demo-reflow":
-            from genflow.cli.demo_reflow import demo_reflow
-
-            demo_reflow(rest)
+        case "demo" | "demo-reflow":
+            _demonstrate(command, rest)
         case _:
             close = difflib.get_close_matches(command, COMMANDS, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
             raise ValueError(f"unknown command {command!r}; {hint}")
+
+
+def _demonstrate(command: str, rest: list[str]) -> None:
+    if command == "demo":
+        from genflow.cli.demo import demo
+
+        demo(rest)
+    else:
+        from genflow.cli.demo_reflow import demo_reflow
+
+        demo_reflow(rest)
 
 
 def guard(action: Callable[[], object], stopped: str = RESUMES) -> int:

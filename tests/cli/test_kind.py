@@ -15,7 +15,11 @@ from genflow.cli.cautions import classes_of, told_by
 from genflow.cli.main import main
 from genflow.config import IntactConfig, KarrasConfig, KINDConfig, SampleConfig, VEConfig
 from genflow.config_files import to_toml
+from genflow.data.images import load_images
 from genflow.denoiser import Denoiser
+from genflow.evaluation.extraction import AskedClass, pass_through
+from genflow.evaluation.features import load_features
+from genflow.evaluation.sources import FoundImages
 from genflow.nn import DiT
 from genflow.pipeline import GenflowPipeline
 from genflow.sampling.generate import generate
@@ -165,7 +169,7 @@ def test_learngenes_are_orthonormal_at_the_start() -> None:
     assert next(iter(kind.departures(model).values())).u == pytest.approx(3, abs=1e-4)
 
 
-def test_figures_are_of_the_classes_that_a_model_has(whole, capsys, monkeypatch) -> None:
+def test_figures_are_of_the_classes_that_a_model_has(whole, capsys) -> None:
     """Digits 1 and 3 stand for the first and the second class, whatever the model calls them."""
     run("extract", "runs/whole", "--classes", "2,3", "-o", "small")
     said = refused(capsys, "fid", "small", "digits", "--num", "8", "--steps", "1")
@@ -174,6 +178,62 @@ def test_figures_are_of_the_classes_that_a_model_has(whole, capsys, monkeypatch)
     assert main(["fid", "small", "digits", "--num", "70", "--steps", "1", "--data.keep", "1", "3"]) == 0
     said = capsys.readouterr().out
     assert "digits-test, classes 1 3" in said
+
+
+def test_a_card_says_what_a_model_is_made_of_and_which_classes_it_has(whole) -> None:
+    run("extract", "runs/whole", "--classes", "1,3", "-o", "small")
+    for model in ("small", "runs/whole"):
+        assert main(["push", model, "--repo", "me/mine", "--dry-run", "--out", f"hub/{model}"]) == 0
+    small, full = (Path(f"hub/{model}/README.md").read_text() for model in ("small", "runs/whole"))
+    assert "2 tailors of single classes" in small
+    assert "of 4 classes it has 1, 3. `genflow kind` takes it apart" in small
+    assert "labels=[[1, 3][k % 2] for k in seeds]" in small
+    assert "4 tailors of single classes" in full
+    assert "labels=[k % 4 for k in seeds]" in full
+    for text in (small, full):
+        assert "`Decomposed(DiT(" in text
+        assert "Its kernels are decomposed by KIND (arXiv 2408.07337) into learngenes" in text
+
+
+TINY = ["--backbone.width", "16", "--backbone.depth", "1", "--train.batch-size", "8", "--train.steps", "2"]
+TINY += ["--train.preview-every", "0"]
+
+
+def test_the_workflow_of_the_recipes(capsys) -> None:
+    """Pre-training on digits 0 to 5, transfer of its learngenes to 6 to 9, figures of both."""
+    assert main(["train", "tiny-kind", *TINY]) == 0
+    run("grow", "runs/tiny-kind", "--classes", "4", "--drop", "-o", "models/tiny-kind-grown")
+    assert main(["train", "tiny-kind-transfer", *TINY]) == 0
+    first, second = (Denoiser.from_pretrained(f"runs/{name}/model") for name in ("tiny-kind", "tiny-kind-transfer"))
+    assert (first.num_classes, second.num_classes) == (6, 4)
+    capsys.readouterr()
+    assert main(["fid", "runs/tiny-kind-transfer", "digits", "--num", "70", "--steps", "1"]) == 0
+    assert "digits-test, classes 6 7 8 9" in capsys.readouterr().out
+
+
+def test_old_and_new_classes_meet_again_after_a_transfer() -> None:
+    """The new classes of a grown model are trained apart from the old ones, and put beside them."""
+    assert main(["train", "tiny-kind", *TINY]) == 0
+    run("grow", "runs/tiny-kind", "--classes", "2", "-o", "grown")
+    run("extract", "grown", "--classes", "0,1,2,3,4,5", "-o", "old")
+    run("extract", "grown", "--classes", "6,7", "-o", "new")
+    given = ["--init", "new", "--data.keep", "8", "9", "--optim.lr", "0.1"]
+    assert main(["train", "tiny-kind-transfer", *TINY, *given]) == 0
+    run("recombine", "old", "runs/tiny-kind-transfer", "-o", "all")
+    both, old, new = (Denoiser.from_pretrained(name) for name in ("all", "old", "runs/tiny-kind-transfer/model"))
+    assert both.classes == (*range(8),)
+    assert torch.equal(drawn(both, [0, 5, 3]), drawn(old, [0, 5, 3]))
+    assert torch.equal(drawn(both, [6, 7, 6]), drawn(new, [6, 7, 6]))
+    grown = Denoiser.from_pretrained("grown")
+    assert not torch.equal(drawn(grown, [6, 7, 6]), drawn(new, [6, 7, 6]))
+
+
+def test_the_share_of_right_digits_is_that_of_the_digits_meant() -> None:
+    """Not of their places: real 8s and 9s, classes 0 and 1 of what is kept, are read as 8 and 9."""
+    data = load_images("digits", "test").of_classes([8, 9])
+    asked = AskedClass([int(name) for name in data.class_names])
+    pass_through(FoundImages(data), load_features("digits", image_shape=data.image_shape), [asked], iter)
+    assert asked.share > 0.95
 
 
 @pytest.mark.parametrize(
