@@ -77,6 +77,6 @@ def _orthogonality(found: dict[str, Departure]) -> str:
     name, worst = max(found.items(), key=lambda pair: max(pair[1].u, pair[1].v))
     u, v = (sum(values) / len(found) for values in zip(*((d.u, d.v) for d in found.values()), strict=True))
     return (
-        f"learngenes from orthonormal, |UᵀU - I| and |VVᵀ - I| (Frobenius): {u:.3g} and {v:.3g} on average, at most"
+        f"learngenes from orthonormal, |U^T U - I| and |V V^T - I| (Frobenius): {u:.3g} and {v:.3g} on average, at most"
         f" {worst.u:.3g} and {worst.v:.3g} in {name}"
     )
