@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -132,6 +133,24 @@ class Denoiser(ModelMixin, ConfigMixin):
         """Return the clean image (B, C, H, W) as seen from state ``x_t`` at time ``t``, 0-dimensional or (B,)."""
         return self.parameterization.clean(self.schedule, self(x_t, t, y, s, augment), x_t, t)
 
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """The labels that can be asked for, rising: of a decomposed network those of the classes that it has kept."""
+        match self.backbone:
+            case Decomposed(gate=gate):
+                return gate.kept
+            case _:
+                return tuple(range(self.num_classes))
+
+    def around(self, backbone: nn.Module) -> Denoiser:
+        """Return this model around another backbone: of a decomposed one, with its number of classes."""
+        match backbone:
+            case Decomposed(gate=gate):
+                num_classes = gate.num_classes
+            case _:
+                num_classes = self.num_classes
+        return Denoiser.from_config(dict(self.config), backbone=backbone, num_classes=num_classes)
+
     @classmethod
     def from_config(  # pyright: ignore[reportIncompatibleMethodOverride]
         cls, config: dict[str, Any], *, backbone: nn.Module | None = None, **overrides: Any
@@ -204,6 +223,15 @@ def saved_in(path: str) -> str:
 
 # Saved folders name the class as genflow.Denoiser, so that they survive any rearrangement of the files.
 Denoiser.__module__ = "genflow"
+
+
+def network_arguments(network: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a network was built with, as a model's configuration tells it; of a decomposed one, the one inside.
+
+    ``network`` is the configuration's part of that name.
+    """
+    arguments = network.get("arguments", {})
+    return network_arguments(arguments["network"]) if network.get("class") == "Decomposed" else dict(arguments)
 
 
 def is_consistency(denoiser: Denoiser) -> bool:

@@ -21,6 +21,7 @@ LEVELS = [
         "config_consistency",
         "config_findings",
         "config_method",
+        "config_surgery",
         "pixels",
         "units",
         "files",
@@ -31,7 +32,7 @@ LEVELS = [
     {"denoiser"},
     {"objectives", "sampling", "data"},
     {"training", "evaluation", "pipeline", "published"},
-    {"build", "build_objective", "build_start", "card", "card_method"},
+    {"build", "build_objective", "build_start", "build_surgery", "card", "card_method"},
     {"cli"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
@@ -43,12 +44,16 @@ NEIGHBOURS = {
     ("config_files", "config"),
     ("config", "config_method"),
     ("config", "config_consistency"),
+    ("config", "config_surgery"),
     ("config_consistency", "config_method"),
+    ("config_surgery", "config_method"),
     ("config_findings", "config"),
     ("config_findings", "config_consistency"),
     ("build", "build_objective"),
     ("build_objective", "build_start"),
     ("build", "build_start"),
+    ("build", "build_surgery"),
+    ("build_surgery", "build_start"),
     ("card", "card_method"),
     ("data", "sampling.noise"),
 }
