@@ -11,6 +11,11 @@ import pytest
 import torch
 
 
+# The first backward pass starts a thread for each device, after which forks cannot train; FakeTensorMode and the compiler
+# pretend that there is one. Before them, on a CPU, it starts none, and torch does not look again.
+torch.zeros(1, requires_grad=True).sum().backward()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="device to run tensor tests on")
 
@@ -34,8 +39,3 @@ def _fresh_accelerator() -> None:
 
         AcceleratorState._reset_state(True)
         GradientState._reset_state()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Compile last: what the compiler leaves running keeps processes that are forked later from training."""
-    items.sort(key=lambda item: item.get_closest_marker("compiles") is not None)

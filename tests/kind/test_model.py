@@ -216,7 +216,6 @@ def test_recomputation_frees_what_it_saved():
 
 
 @pytest.mark.slow
-@pytest.mark.compiles
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_compiles_in_one_piece(checkpointing):
     network = model()

@@ -143,7 +143,6 @@ def test_dropout_masks_are_shared(network: str, checkpointing: bool, average: bo
 
 
 @pytest.mark.slow
-@pytest.mark.compiles
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 @pytest.mark.parametrize("average", [False, True], ids=["current", "average"])
 @pytest.mark.parametrize("network", NETWORKS)
