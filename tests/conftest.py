@@ -10,9 +10,8 @@ import sys
 import pytest
 import torch
 
-
-# The first backward pass starts a thread for each device, after which forks cannot train; FakeTensorMode and the compiler
-# pretend that there is one. Before them, on a CPU, it starts none, and torch does not look again.
+# The first backward pass starts a thread for each device, after which forks cannot train; FakeTensorMode and the
+# compiler pretend that there is one. Before them, on a CPU, it starts none, and torch does not look again.
 torch.zeros(1, requires_grad=True).sum().backward()
 
 
