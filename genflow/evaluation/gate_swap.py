@@ -70,7 +70,7 @@ class GateSwap:
 
     @property
     def learngenes_alone(self) -> Figure:
-        """Share of samples without any tailor that are read as the label; labels that say nothing give 1 / L at most."""
+        """Share of samples without any tailor that are read as the label; 1 / L at most if labels say nothing."""
         return _over_seeds(self._of_label(self.alone))
 
     def plain(self) -> dict[str, Any]:
@@ -121,7 +121,9 @@ def gate_swap(
         read: from images (B, C, H, W) uint8 to their classes (B,) int64.
         meant: what ``read`` calls each class that the model has.
         labels: those to ask for, whose tailors are the gates; all by default.
-        steps, sampler, guidance: as in ``generate``.
+        steps: as in ``generate``.
+        sampler: as in ``generate``.
+        guidance: as in ``generate``.
         progress: wraps the numbers of the gates, learngenes alone being the first.
 
     Raises:

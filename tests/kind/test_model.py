@@ -253,7 +253,9 @@ def test_a_saved_denoiser_comes_back(which, tmp_path):
 
 
 @pytest.mark.parametrize("which", ["dit", "unet"])
-@pytest.mark.parametrize("without", [remove_tailors, lambda network: extract(network, [])], ids=["removed", "extracted"])
+@pytest.mark.parametrize(
+    "without", [remove_tailors, lambda network: extract(network, [])], ids=["removed", "extracted"]
+)
 def test_a_model_of_nothing_but_learngenes_comes_back_and_takes_new_classes(which, without, tmp_path):
     whole = Denoiser(model(which), VE(), Karras(sigma_data=0.5), image_shape=(1, 8, 8), num_classes=4).eval()
     alone = whole.around(without(whole.backbone))
