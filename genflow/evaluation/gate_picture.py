@@ -38,25 +38,14 @@ def draw(
     sampler: str | None = None,
     guidance: float = 1.0,
 ) -> Tensor:
-    """Return a picture, uint8 (3, H, W), of a decomposed model; a row of panels for its parts, one for its gates.
+    """Return a picture, uint8 (3, H, W), of a decomposed model: a row of panels for its parts, one for its gates.
 
-    Above are samples without any tailor, those of the same seeds with the tailor of their class, and the difference.
-    Below are rows of one gate each and columns of one label each, first with no tailor on; and beside them the shares
-    of ``swap``, which ``reader`` read.
+    Above are samples of all ``seeds`` without any tailor, with the tailor of their class, and the difference. Below
+    are samples of the first seed, a row for each gate and a column for each label, and beside them the shares of
+    ``swap``, which is of the same labels and was read by ``reader``. ``names`` tells what to call each class that the
+    model has; ``steps``, ``sampler`` and ``guidance`` are those of ``generate``.
 
-    Args:
-        denoiser: around a decomposed backbone, of grey or RGB pictures.
-        seeds: the rows above; the first is that of the grid below.
-        labels: the columns.
-        names: what to call each class that the model has.
-        swap: of the same labels, or None.
-        reader: whose classes those are.
-        steps: as in ``generate``.
-        sampler: as in ``generate``.
-        guidance: as in ``generate``.
-
-    Raises:
-        ValueError: as ``gate_swap``, and for models of anything but grey and RGB pictures.
+    Raises ``ValueError`` as ``gate_swap``, and for models of anything but grey and RGB pictures.
     """
     if denoiser.image_shape[0] not in (1, 3):
         raise ValueError(f"only pictures, grey or RGB, can be drawn, and this model makes {denoiser.image_shape}")
@@ -69,42 +58,49 @@ def draw(
 
     closed = under_gate(denoiser, None)
     alone, whole = drawn(closed, seeds), drawn(denoiser, seeds)
-    added = ((whole.float() - alone.float()) / 2 + 127.5).round().to(torch.uint8)
     swapped = torch.cat([drawn(closed, seeds[:1]), *(drawn(under_gate(denoiser, g[0]), seeds[:1]) for g in gates)])
     width, height = _panel(len(labels), len(seeds))
     low = _panel(len(labels), len(gates) + 1)[1]
-    told = CAPTION.format(seeds=", ".join(map(str, seeds)))
-    told += "" if swap is None else READ.format(count=swap.read.shape[2], reader=reader)
-    caption = textwrap.wrap(told, width=3 * width // 6)
+    caption = _caption(seeds, swap, reader, letters=width // 2)
     picture = canvas(3 * width, height + low + 18 * len(caption) + 8)
     columns = [_short(names[label]) for label in labels]
     rows = [f"seed {seed}" for seed in seeds]
-    for k, (title, told, images) in enumerate(
-        (
-            ("learngenes alone", "all tailors are off", alone),
-            ("with tailors", "that of the label is on", whole),
-            ("what tailors add", "the difference of the two", added),
-        )
-    ):
-        panel = _Panel(Pen(picture, (k * width, 0)), columns, rows)
-        panel.titles(title, told)
-        panel.images(images)
+    _parts([_Panel(Pen(picture, (k * width, 0)), columns, rows) for k in range(3)], alone, whole)
     rows = ["no tailor", *(f"gate {_short(','.join(names[c] for c in gate))}" for gate in gates)]
-    panel = _Panel(Pen(picture, (0, height)), columns, rows)
-    panel.titles("gate against label", f"rows: whose tailor is on; seed {seeds[0]}")
-    panel.images(swapped)
+    panels = [_Panel(Pen(picture, (k * width, height)), columns, rows) for k in range(3)]
+    panels[0].titles("gate against label", f"rows: whose tailor is on; seed {seeds[0]}")
+    panels[0].images(swapped)
     if swap is not None:
-        nothing = torch.full((1, len(labels)), torch.nan)
-        panel = _Panel(Pen(picture, (width, height)), columns, rows)
-        panel.titles("read as the gate's class", "per cent of the samples")
-        panel.shares(torch.cat([nothing, swap.by_gate]))
-        panel = _Panel(Pen(picture, (2 * width, height)), columns, rows)
-        panel.titles("read as the label", "per cent of the samples")
-        panel.shares(torch.cat([swap.alone_by_label[None], swap.by_label]))
-    pen = Pen(picture, (0, height + low))
+        _shares(panels[1:], swap)
     for k, line in enumerate(caption):
-        pen.text(LEFT, 18 * k + 4, line, "lm", 12, GREY)
+        Pen(picture, (0, height + low)).text(LEFT, 18 * k + 4, line, "lm", 12, GREY)
     return finished(picture)
+
+
+def _caption(seeds: Sequence[int], swap: GateSwap | None, reader: str, *, letters: int) -> list[str]:
+    told = CAPTION.format(seeds=", ".join(map(str, seeds)))
+    told += "" if swap is None else READ.format(count=swap.read.shape[2], reader=reader)
+    return textwrap.wrap(told, width=letters)
+
+
+def _parts(panels: Sequence[_Panel], alone: Tensor, whole: Tensor) -> None:
+    """Fill three panels: images (rows, columns, C, H, W) without tailors, with them, and the difference."""
+    added = ((whole.float() - alone.float()) / 2 + 127.5).round().to(torch.uint8)
+    panels[0].titles("learngenes alone", "all tailors are off")
+    panels[0].images(alone)
+    panels[1].titles("with tailors", "that of the label is on")
+    panels[1].images(whole)
+    panels[2].titles("what tailors add", "the difference of the two")
+    panels[2].images(added)
+
+
+def _shares(panels: Sequence[_Panel], swap: GateSwap) -> None:
+    """Fill two panels: shares read as a class of the gate, which no tailor has, and as the label."""
+    nothing = torch.full((1, len(swap.labels)), torch.nan)
+    panels[0].titles("read as the gate's class", "per cent of the samples")
+    panels[0].shares(torch.cat([nothing, swap.by_gate]))
+    panels[1].titles("read as the label", "per cent of the samples")
+    panels[1].shares(torch.cat([swap.alone_by_label[None], swap.by_label]))
 
 
 def _panel(columns: int, rows: int) -> tuple[int, int]:

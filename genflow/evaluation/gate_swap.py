@@ -155,8 +155,9 @@ def gates_of(denoiser: Denoiser, labels: Sequence[int]) -> tuple[tuple[int, ...]
     Raises ``ValueError`` as ``gate_swap``.
     """
     gate = _decomposed(denoiser).gate
-    if not labels or (unknown := sorted({*labels} - {*gate.kept})):
-        raise ValueError(f"this model has classes {list(gate.kept)}, and was asked for {unknown if labels else 'none'}")
+    unknown = sorted({*labels} - {*gate.kept})
+    if unknown:
+        raise ValueError(f"this model has classes {list(gate.kept)}, and was asked for {unknown}")
     tailors = dict.fromkeys(gate.class_to_tailor[label] for label in labels)
     if len(tailors) < 2:
         raise ValueError(
