@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 from tqdm import tqdm
 
-from genflow.cli.kind_models import aligned, listed, load_decomposed
+from genflow.cli.kind_models import aligned, listed, load_decomposed, numbers
 from genflow.cli.models import picture_shape, run_of
 from genflow.config_files import parse_arguments
 from genflow.denoiser import Denoiser, weights_hash
@@ -67,7 +67,7 @@ def draw_gates(arguments: Sequence[str], *, prog: str = "genflow kind draw") -> 
     _check(options)
     denoiser, _ = load_decomposed(options.model, options.device)
     picture_shape(denoiser, "not pictures: there is nothing to draw")
-    labels = _labels(options.classes, denoiser)
+    labels = tuple(dict.fromkeys(numbers(options.classes))) if options.classes else denoiser.classes[:MOST]
     gates_of(denoiser, labels)
     reader, meant = _reader(options, denoiser)
     seeds = range(options.first_seed, options.first_seed + options.num)
@@ -147,16 +147,6 @@ def _check(options: DrawArguments) -> None:
         raise ValueError(f"--steps must be positive, or 0 for the model's default, got {options.steps}")
     if not 0 <= options.first_seed <= 2**64 - options.num:
         raise ValueError(f"seeds must be in [0, 2^64), got --first-seed {options.first_seed} --num {options.num}")
-
-
-def _labels(text: str, denoiser: Denoiser) -> tuple[int, ...]:
-    """Return the classes that were asked for, each once."""
-    if not text:
-        return denoiser.classes[:MOST]
-    try:
-        return tuple(dict.fromkeys(int(each) for each in text.split(",")))
-    except ValueError:
-        raise ValueError(f"--classes must be numbers with commas, such as 3,7, got {text!r}") from None
 
 
 def _reader(options: DrawArguments, denoiser: Denoiser) -> tuple[DigitFeatures | None, dict[int, int]]:

@@ -52,6 +52,17 @@ def listed(classes: Sequence[int]) -> str:
     return f"{len(classes)} class{'es' * (len(classes) != 1)} ({', '.join(map(str, classes))})"
 
 
+def numbers(text: str) -> list[int]:
+    """Return the classes that an option ``--classes`` names.
+
+    Raises ``ValueError`` for anything but numbers with commas.
+    """
+    try:
+        return [int(each) for each in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--classes must be numbers with commas, such as 3,7, got {text!r}") from None
+
+
 def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Return rows of cells as lines whose columns line up, the first at the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
