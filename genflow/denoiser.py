@@ -228,10 +228,12 @@ Denoiser.__module__ = "genflow"
 def network_arguments(network: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a network was built with, as a model's configuration tells it; of a decomposed one, the one inside.
 
-    ``network`` is the configuration's part of that name.
+    ``network`` is the configuration's part of that name. A decomposed one has the classes of its own class map.
     """
     arguments = network.get("arguments", {})
-    return network_arguments(arguments["network"]) if network.get("class") == "Decomposed" else dict(arguments)
+    if network.get("class") != "Decomposed":
+        return dict(arguments)
+    return network_arguments(arguments["network"]) | {"num_classes": len(arguments["layout"]["class_to_tailor"])}
 
 
 def is_consistency(denoiser: Denoiser) -> bool:

@@ -38,6 +38,18 @@ def write_image(path: Path | str, image: Tensor) -> None:
         picture.save(partial, format="png")
 
 
+def write_drawing(path: Path | str, image: Tensor) -> None:
+    """Write one uint8 image (3, H, W) as a PNG of at most 48 colours, whole or not at all.
+
+    A third of the size of ``write_image``'s, for drawings of few hues; photographs would lose theirs.
+    """
+    picture = Image.fromarray(image.cpu().numpy().transpose(1, 2, 0))
+    # of Pillow's methods the one that leaves greys grey
+    picture = picture.quantize(48, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE)
+    with atomic_file(Path(path)) as partial:
+        picture.save(partial, format="png", optimize=True)
+
+
 def read_image(path: Path) -> Tensor:
     """Read one PNG as uint8 (C, H, W)."""
     with Image.open(path) as picture:

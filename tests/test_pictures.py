@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from genflow.pictures import grid, read_image, write_image
+from genflow.pictures import grid, read_image, write_drawing, write_image
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -30,3 +32,18 @@ def test_enlarging_keeps_flat_images_flat_and_the_range() -> None:
     harsh[..., ::2] = 255
     assert grid(harsh, 1, scale=6).shape == (1, 24, 24)  # overshoot is clipped, not wrapped
     assert grid(harsh, 1, scale=6)[0, 12, 2] > 200
+
+
+def test_a_drawing_of_few_hues_keeps_them_and_its_greys_grey(tmp_path) -> None:
+    torch.manual_seed(0)
+    grey = torch.randint(0, 256, (1, 60, 60), dtype=torch.uint8).expand(3, -1, -1).clone()
+    grey[:, :, 30:] = torch.tensor([33, 120, 125], dtype=torch.uint8)[:, None, None]
+    write_drawing(tmp_path / "a.png", grey)
+    write_image(tmp_path / "b.png", grey)
+    with Image.open(tmp_path / "a.png") as written:
+        seen = torch.from_numpy(np.array(written.convert("RGB")).transpose(2, 0, 1)).int()
+    assert len(seen.flatten(1).unique(dim=1).T) <= 48
+    assert (seen[:, :, 30:] - grey[:, :, 30:].int()).abs().max() <= 2
+    assert (seen[:, :, :30].amax(dim=0) - seen[:, :, :30].amin(dim=0)).max() <= 8
+    assert (seen - grey.int()).abs().max() <= 16
+    assert (tmp_path / "a.png").stat().st_size < 0.7 * (tmp_path / "b.png").stat().st_size

@@ -14,6 +14,7 @@ folder like any other; the models given stay as they are.
 
 commands:
   info MODEL            parameters, products and bytes of learngenes, tailors and the rest
+  draw MODEL            a picture: learngenes alone, what tailors add, and labels under other classes' gates
   extract MODEL         a smaller model of some classes, without training
   grow MODEL            new random tailors for new classes, to be trained: the transfer of learngenes
   recombine PART PART   one model with the classes of several parts of one
@@ -22,6 +23,7 @@ commands:
 examples, from pre-training to transfer:
   genflow train tiny-kind                                              # digits 0 to 5
   genflow kind info runs/tiny-kind
+  genflow kind draw runs/tiny-kind -o kind.png
   genflow kind extract runs/tiny-kind --classes 3,5 -o small/
   genflow sample small/                                                # threes and fives
   genflow kind grow runs/tiny-kind --classes 4 --drop -o grown/        # learngenes, and four new classes
@@ -30,7 +32,7 @@ examples, from pre-training to transfer:
 
 genflow kind COMMAND --help explains every option. MODEL is a run's folder, a saved model or a hub repository.
 """
-COMMANDS = ("info", "extract", "grow", "recombine", "merge")
+COMMANDS = ("info", "draw", "extract", "grow", "recombine", "merge")
 
 
 def kind(arguments: Sequence[str]) -> None:
@@ -44,6 +46,10 @@ def kind(arguments: Sequence[str]) -> None:
             from genflow.cli.kind_info import show_info
 
             show_info(rest)
+        case ["draw", *rest]:
+            from genflow.cli.kind_draw import draw_gates
+
+            draw_gates(rest)
         case ["extract", *rest]:
             from genflow.cli.kind_parts import extract_classes
 

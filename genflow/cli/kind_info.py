@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from genflow.cli.kind_models import listed, load_decomposed
+from genflow.cli.kind_models import aligned, listed, load_decomposed
 from genflow.config_files import parse_arguments
 from genflow.kind import Cost, Decomposed, Departure, departures, extract, info
 
@@ -42,7 +42,7 @@ def show_info(arguments: Sequence[str], *, prog: str = "genflow kind info") -> N
     if len(denoiser.classes) > 1:
         alone = info(extract(model, denoiser.classes[:1]), shape)
         rows.append(_row("of one class", alone.total))
-    print("\n".join(_aligned(rows)))
+    print("\n".join(aligned(rows)))
     print(_orthogonality(departures(model)))
 
 
@@ -62,14 +62,6 @@ def _span(numbers: Sequence[int]) -> str:
 
 def _row(name: str, cost: Cost) -> tuple[str, str, str, str]:
     return (name, f"{cost.parameters:,}", f"{cost.macs:,}", f"{cost.stored:,}")
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([name.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))])
-        for name, *cells in rows
-    ]
 
 
 def _orthogonality(found: dict[str, Departure]) -> str:

@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from genflow.cli.models import load_model
+from genflow.cli.models import choose_device, load_model
 from genflow.denoiser import Denoiser
 from genflow.files import atomic_folder, check_place
 from genflow.kind import Decomposed
 from genflow.pipeline import GenflowPipeline
 
 
-def load_decomposed(path: str) -> tuple[Denoiser, Decomposed]:
-    """Load a decomposed model onto the host, and return it with its backbone.
+def load_decomposed(path: str, device: str = "cpu") -> tuple[Denoiser, Decomposed]:
+    """Load a decomposed model onto a device, by default the host, and return it with its backbone.
 
     Raises ``ValueError`` for a dense one.
     """
-    denoiser = load_model(path, torch.device("cpu"))
+    denoiser = load_model(path, choose_device(device))
     match denoiser.backbone:
         case Decomposed() as model:
             return denoiser, model
@@ -52,3 +50,23 @@ def parameters(denoiser: Denoiser) -> int:
 def listed(classes: Sequence[int]) -> str:
     """Return classes in words."""
     return f"{len(classes)} class{'es' * (len(classes) != 1)} ({', '.join(map(str, classes))})"
+
+
+def numbers(text: str) -> list[int]:
+    """Return the classes that an option ``--classes`` names.
+
+    Raises ``ValueError`` for anything but numbers with commas.
+    """
+    try:
+        return [int(each) for each in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--classes must be numbers with commas, such as 3,7, got {text!r}") from None
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return rows of cells as lines whose columns line up, the first at the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([name.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))])
+        for name, *cells in rows
+    ]

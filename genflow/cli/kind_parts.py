@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from genflow.cli.kind_models import check_out, listed, load_decomposed, parameters, write_model
+from genflow.cli.kind_models import check_out, listed, load_decomposed, numbers, parameters, write_model
 from genflow.config_files import parse_arguments
 from genflow.denoiser import Denoiser
 from genflow.kind import add_tailors, extract, merge, recombine, remove_tailors
@@ -45,7 +45,7 @@ def extract_classes(arguments: Sequence[str], *, prog: str = "genflow kind extra
         " then on. Example: genflow kind extract runs/tiny-kind --classes 3,5 -o small/",
     )
     check_out(options.out)
-    classes = _numbers(options.classes)
+    classes = numbers(options.classes)
     if options.max_params < 0:
         raise ValueError(f"--max-params must be positive, or 0 for all, got {options.max_params}")
     denoiser, model = load_decomposed(options.model)
@@ -174,13 +174,6 @@ def merge_class(arguments: Sequence[str], *, prog: str = "genflow kind merge") -
         f"{options.out}: a dense {type(dense.backbone).__name__} of {parameters(dense):,} parameters, whose class 0 is"
         f" class {options.label}; next: genflow sample {quote(str(options.out))}"
     )
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(each) for each in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--classes must be numbers with commas, such as 3,7, got {text!r}") from None
 
 
 def _check_alike(one: Denoiser, other: Denoiser, path: str) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from genflow.denoiser import Denoiser
+from genflow.evaluation.pen import GREY, Pen, canvas, finished
 from genflow.evaluation.straightness import measure
 from genflow.evaluation.trajectories import Trajectories, trajectories
 from genflow.pixels import quantize
@@ -25,8 +25,7 @@ LEFT, RIGHT, TOP, HEIGHT = 44, 10, 52, 230  # of a panel: room for numbers and t
 WIDTH = LEFT + COLUMNS * (TILE + GAP) + RIGHT
 STRIPS = TOP + HEIGHT + 48  # where the images begin
 CARD = STRIPS + 22 + ROWS * (TILE + GAP) + 14
-FINE = 3  # drawn so many times larger, then reduced: smooth lines
-INK, GREY, FAINT = (30, 30, 34), (110, 110, 116), (205, 205, 210)
+FAINT = (205, 205, 210)
 COLOURS = ((49, 54, 149), (33, 145, 140), (120, 94, 170), (214, 90, 90), (236, 160, 40))  # from low noise to high
 CAPTION = (
     "Above: the paths of {seeds} seeds, the same for every model, along the direction in which they bend most; grey is"
@@ -66,18 +65,16 @@ def draw(models: Mapping[str, Denoiser], seeds: Sequence[int], *, steps: int = 6
         CAPTION.format(seeds=len(seeds), rows=min(ROWS, len(seeds)), steps=steps), width=across * 78 - 10
     )
     rows = math.ceil(len(models) / ABREAST)
-    size = (across * WIDTH, rows * CARD + 20 * len(caption) + 10)
-    picture = Image.new("RGB", (size[0] * FINE, size[1] * FINE), "white")
+    picture = canvas(across * WIDTH, rows * CARD + 20 * len(caption) + 10)
     for k, (name, path) in enumerate(followed.items()):
-        card = _Card(picture, (k % ABREAST * WIDTH, k // ABREAST * CARD))
+        card = _Card(Pen(picture, (k % ABREAST * WIDTH, k // ABREAST * CARD)))
         card.titles(name, path)
         card.panel(path.times.numpy(), lines[name][0], (low - margin, high + margin))
         card.strips(path)
-    pen = _Card(picture, (0, rows * CARD))
+    pen = Pen(picture, (0, rows * CARD))
     for k, line in enumerate(caption):
         pen.text(LEFT, 20 * k + 8, line, "lm", 13, GREY)
-    small = picture.resize(size, Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(small).transpose(2, 0, 1).copy())
+    return finished(picture)
 
 
 def _direction(followed: Sequence[Trajectories]) -> Tensor:
@@ -93,28 +90,19 @@ def _along(states: Tensor, direction: Tensor) -> np.ndarray:
 
 
 class _Card:
-    """Draws in one rectangle of a picture, in units of its final pixels."""
+    """What is drawn of one model."""
 
-    def __init__(self, picture: Image.Image, corner: tuple[int, int]) -> None:
-        self.picture, self.corner, self.pen = picture, corner, ImageDraw.Draw(picture)
-
-    def place(self, x: float, y: float) -> tuple[float, float]:
-        return (self.corner[0] + x) * FINE, (self.corner[1] + y) * FINE
-
-    def text(self, x: float, y: float, text: str, anchor: str, size: int, colour: tuple[int, int, int] = INK) -> None:
-        self.pen.text(self.place(x, y), text, colour, ImageFont.load_default(size * FINE), anchor)
-
-    def line(self, points: Sequence[tuple[float, float]], colour: tuple[int, int, int], width: float) -> None:
-        self.pen.line([self.place(*point) for point in points], colour, round(width * FINE), "curve")
+    def __init__(self, pen: Pen) -> None:
+        self.pen = pen
 
     def titles(self, name: str, path: Trajectories) -> None:
         found = measure([path])
-        self.text(LEFT, 16, name if len(name) <= 46 else f"…{name[-45:]}", "lm", 15)
+        self.pen.text(LEFT, 16, name if len(name) <= 46 else f"…{name[-45:]}", "lm", 15)
         told = (
             f"straightness {found.straightness.value:.4f}   one-step gap {found.one_step_gap.value:.4f}   (0 is"
             " straight)"
         )
-        self.text(LEFT, 36, told, "lm", 12, GREY)
+        self.pen.text(LEFT, 36, told, "lm", 12, GREY)
 
     def panel(self, times: np.ndarray, values: np.ndarray, ends: tuple[float, float]) -> None:
         """Draw the lines (N + 1, B) of one value over time, noise at the left."""
@@ -129,21 +117,21 @@ class _Card:
 
         step = _round((high - low) / 5)
         for tick in np.arange(math.ceil(low / step), math.floor(high / step) + 1) * step:
-            self.line([(LEFT, y(tick)), (right, y(tick))], (236, 236, 239), 1)
-            self.text(LEFT - 6, y(tick), f"{tick:g}", "rm", 11, GREY)
-        self.line([(LEFT, TOP), (LEFT, bottom), (right, bottom)], GREY, 1)
+            self.pen.line([(LEFT, y(tick)), (right, y(tick))], (236, 236, 239), 1)
+            self.pen.text(LEFT - 6, y(tick), f"{tick:g}", "rm", 11, GREY)
+        self.pen.line([(LEFT, TOP), (LEFT, bottom), (right, bottom)], GREY, 1)
         for t in (1, 0.75, 0.5, 0.25, 0):
-            self.line([(x(t), bottom), (x(t), bottom + 4)], GREY, 1)
-            self.text(x(t), bottom + 13, f"{t:g}", "mm", 11, GREY)
-        self.text(LEFT, bottom + 30, "noise", "lm", 12, GREY)
-        self.text((LEFT + right) / 2, bottom + 30, "time t", "mm", 12, GREY)
-        self.text(right, bottom + 30, "image", "rm", 12, GREY)
+            self.pen.line([(x(t), bottom), (x(t), bottom + 4)], GREY, 1)
+            self.pen.text(x(t), bottom + 13, f"{t:g}", "mm", 11, GREY)
+        self.pen.text(LEFT, bottom + 30, "noise", "lm", 12, GREY)
+        self.pen.text((LEFT + right) / 2, bottom + 30, "time t", "mm", 12, GREY)
+        self.pen.text(right, bottom + 30, "image", "rm", 12, GREY)
         order = np.argsort(values[0])
         for seed in order:
-            self.line([(x(times[k]), y(values[k, seed])) for k in (0, -1)], FAINT, 1.2)
+            self.pen.line([(x(times[k]), y(values[k, seed])) for k in (0, -1)], FAINT, 1.2)
         for rank, seed in enumerate(order):
             points = [(x(t), y(value)) for t, value in zip(times, values[:, seed], strict=True)]
-            self.line(points, _colour(rank / max(1, len(order) - 1)), 1.6)
+            self.pen.line(points, _colour(rank / max(1, len(order) - 1)), 1.6)
 
     def strips(self, path: Trajectories) -> None:
         """Show the clean images of the first seeds at even times; the last is where the path ends."""
@@ -152,14 +140,10 @@ class _Card:
         places = [round(k * steps / (COLUMNS - 1)) for k in range(COLUMNS)]
         for k, place in enumerate(places):
             left = LEFT + k * (TILE + GAP)
-            self.text(left + TILE / 2, STRIPS + 10, f"{float(path.times[place]):.3g}", "mm", 11, GREY)
+            self.pen.text(left + TILE / 2, STRIPS + 10, f"{float(path.times[place]):.3g}", "mm", 11, GREY)
             for row, image in enumerate(quantize(seen[place])):
-                array = image.cpu().numpy()
-                tile = Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0)).convert("RGB")
-                tile = tile.resize((TILE * FINE, TILE * FINE), Image.Resampling.BICUBIC)
-                where = self.place(left, STRIPS + 22 + row * (TILE + GAP))
-                self.picture.paste(tile, (round(where[0]), round(where[1])))
-        self.text(LEFT - 6, STRIPS + 10, "t", "rm", 12, GREY)
+                self.pen.tile(left, STRIPS + 22 + row * (TILE + GAP), image, TILE)
+        self.pen.text(LEFT - 6, STRIPS + 10, "t", "rm", 12, GREY)
 
 
 def _round(value: float) -> float:

@@ -29,3 +29,4 @@ from genflow.kind.orthogonality import departures as departures
 from genflow.kind.surgery import KINDConfig as KINDConfig
 from genflow.kind.surgery import decompose as decompose
 from genflow.kind.surgery import merge as merge
+from genflow.kind.swap import with_gate_of as with_gate_of

@@ -28,16 +28,18 @@ def lazy_tailors(optimizer: torch.optim.Optimizer, model: Decomposed) -> None:
             if p.grad is None or not p.numel():
                 continue
             absent = ~p.grad.flatten(1).any(dim=1)  # (C,)
-            moments = {k: v[absent] for k, v in optimizer.state.get(p, {}).items() if v.shape == p.shape}
-            before.append((p, absent, {"": p.detach()[absent], **moments}))
+            absent = absent.view(-1, *[1] * (p.ndim - 1))  # (C, 1, …)
+            moments = {k: v.clone() for k, v in optimizer.state.get(p, {}).items() if v.shape == p.shape}
+            before.append((p, absent, {"": p.detach().clone(), **moments}))
 
     @torch.no_grad()
     def put_back(*_: Any) -> None:
-        for p, absent, kept in before:
-            p[absent] = kept[""]
+        for p, absent, kept in before:  # whole tensors: to pick out blocks would wait for the device, every step
+            p.copy_(torch.where(absent, kept[""], p))
             for name, state in optimizer.state[p].items():
                 if state.shape == p.shape:
-                    state[absent] = kept.get(name, torch.zeros_like(state[absent]))  # moments start at 0
+                    old = kept.get(name, torch.zeros_like(state))  # moments start at 0
+                    state.copy_(torch.where(absent, old, state))
         before.clear()
 
     optimizer.register_step_pre_hook(remember)

@@ -109,6 +109,8 @@ def blank(backbone: nn.Module, layout: Layout) -> Decomposed:
     """
     gate = ClassGate(layout.class_to_tailor)
     backbone = copy.deepcopy(backbone)
+    if gate.num_classes == 0:
+        _forget_classes(backbone)
     dense = {name: part for name, part in backbone.named_modules() if type(part) is nn.Linear}
     unknown = sorted(layout.ranks.keys() - dense.keys())
     if unknown:
@@ -134,10 +136,13 @@ def assembled(backbone: nn.Module, gate: ClassGate, *, device: torch.device) -> 
 
 
 def tell_classes(backbone: nn.Module, num_classes: int) -> None:
-    """Have the arguments that rebuild one of our backbones name the number of classes that its label table has now."""
+    """Have the arguments that rebuild one of our backbones name the number of classes that its label table has now.
+
+    Of none they name one: a backbone built without classes has no table, and the row of "no class" is still there.
+    """
     match backbone:
         case DiT() | UNet():
-            backbone.arguments = backbone.arguments | {"num_classes": num_classes}
+            backbone.arguments = backbone.arguments | {"num_classes": max(num_classes, 1)}
         case _:  # somebody else's is rebuilt by somebody else
             pass
 
@@ -161,6 +166,15 @@ def rebuilt(model: Decomposed, class_to_tailor: Sequence[int], recut: Recut, row
     copied = _placed(Decomposed(backbone, gate), next(model.parameters()).device)
     copied.gradient_checkpointing = model.gradient_checkpointing
     return copied.train(model.training)
+
+
+def _forget_classes(backbone: nn.Module) -> None:
+    """Leave label tables nothing but the row of "no class", in place."""
+    for name, table in list(backbone.named_modules()):
+        if isinstance(table, LabelTable):
+            alone = LabelTable(0, table.weight.shape[1])
+            alone.weight = nn.Parameter(table.weight.detach()[-1:])
+            backbone.set_submodule(name, alone)
 
 
 def _placed(model: Decomposed, device: torch.device) -> Decomposed:

@@ -13,7 +13,7 @@ from genflow import kind
 from genflow.build import build_denoiser, export, preview
 from genflow.cli.cautions import classes_of, told_by
 from genflow.cli.main import main
-from genflow.config import IntactConfig, KarrasConfig, KINDConfig, SampleConfig, VEConfig
+from genflow.config import DataConfig, IntactConfig, KarrasConfig, KINDConfig, SampleConfig, VEConfig
 from genflow.config_files import to_toml
 from genflow.data.images import load_images
 from genflow.denoiser import Denoiser
@@ -21,6 +21,7 @@ from genflow.evaluation.extraction import AskedClass, pass_through
 from genflow.evaluation.features import load_features
 from genflow.evaluation.sources import FoundImages
 from genflow.nn import DiT
+from genflow.pictures import read_image
 from genflow.pipeline import GenflowPipeline
 from genflow.sampling.generate import generate
 
@@ -180,6 +181,30 @@ def test_figures_are_of_the_classes_that_a_model_has(whole, capsys) -> None:
     assert "digits-test, classes 1 3" in said
 
 
+def test_swapped_gates_are_drawn_and_read_as_the_digits_that_classes_are(whole, capsys) -> None:
+    run("extract", "runs/whole", "--classes", "0,2,3", "-o", "small")
+    run("draw", "small", "-o", "plain.png", "--num", "2", "--steps", "1")
+    assert "no classifier reads these images, and only the picture is made" in capsys.readouterr().out
+    given = ["--read-as", "digits", "--keep", "9", "5", "7", "--classes", "3,0", "--num", "2", "--steps", "1"]
+    run("draw", "small", "-o", "read.png", "--out", "read.json", *given)
+    said = capsys.readouterr().out
+    assert re.search(r"^gate +label 9 +label 5 ", said, re.MULTILINE)  # digits in order: 5, 7, 9 are 0, 2, 3
+    assert "small: 2 classes (3, 0) of 3" in said
+    assert said.endswith("look at read.png\n")
+    written = json.loads(Path("read.json").read_text())
+    assert (written["labels"], written["gates"]) == ([3, 0], [[3], [0]])
+    assert (written["meant"], written["steps"], written["num"]) == ({"0": 5, "2": 7, "3": 9}, 1, 2)
+    shapes = [read_image(Path(name)).shape for name in ("plain.png", "read.png")]
+    assert all(height > 300 for _, height, _ in shapes)
+    (Path("runs/whole/config.toml")).write_text(
+        to_toml(
+            replace(make_config(Path("runs"), DIT), name="whole", data=DataConfig(path="digits", keep=(4, 6, 8, 9)))
+        )
+    )
+    run("draw", "runs/whole", "-o", "run.png", "--out", "run.json", "--num", "1", "--steps", "1")
+    assert json.loads(Path("run.json").read_text())["meant"] == {"0": 4, "1": 6, "2": 8, "3": 9}
+
+
 def test_a_card_says_what_a_model_is_made_of_and_which_classes_it_has(whole) -> None:
     run("extract", "runs/whole", "--classes", "1,3", "-o", "small")
     for model in ("small", "runs/whole"):
@@ -239,7 +264,7 @@ def test_the_share_of_right_digits_is_that_of_the_digits_meant() -> None:
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (["kind"], "name what to do: genflow kind info|extract|grow|recombine|merge"),
+        (["kind"], "name what to do: genflow kind info|draw|extract|grow|recombine|merge"),
         (["kind", "extrct"], "unknown command 'extrct' of genflow kind; did you mean extract?"),
         (["kind", "info", "nowhere"], "there is no folder nowhere"),
         (["kind", "info", "runs/plain"], "runs/plain is a dense model, and genflow kind takes decomposed ones"),
@@ -252,6 +277,14 @@ def test_the_share_of_right_digits_is_that_of_the_digits_meant() -> None:
         (["kind", "grow", "runs/whole", "--classes", "1", "--rank", "2", "-o", "new"], "and new ones must too; got 2"),
         (["kind", "recombine", "runs/whole", "-o", "new"], "give two parts at least, got 1"),
         (["kind", "recombine", "runs/whole", "runs/three", "-o", "new"], "parts of one model have as many labels"),
+        (["kind", "draw", "runs/plain", "-o", "a.png"], "runs/plain is a dense model"),
+        (["kind", "draw", "runs/whole", "-o", "a.jpg"], "--picture a.jpg must end in .png"),
+        (["kind", "draw", "runs/whole", "-o", "a.png", "--out", "b.png"], "--out b.png must end in .json"),
+        (["kind", "draw", "runs/whole", "-o", "a.png", "--out", "b.json", "--read-as", "none"], "no shares for --out"),
+        (["kind", "draw", "runs/whole", "-o", "a.png", "--classes", "4"], "was asked for [4]"),
+        (["kind", "draw", "runs/whole", "-o", "a.png", "--classes", "2"], "classes [2] have one gate between them"),
+        (["kind", "draw", "runs/whole", "-o", "a.png", "--read-as", "digits", "--keep", "1"], "name as many by --keep"),
+        (["kind", "draw", "runs/whole", "-o", "a.png", "--num", "0"], "--num must be at least 1"),
         (["kind", "merge", "runs/whole", "--label", "4", "-o", "new"], "4 classes (0, 1, 2, 3), got 4"),
     ],
 )
@@ -267,7 +300,7 @@ def test_what_cannot_be_is_said_in_one_line_and_nothing_is_written(command, said
 def test_help_teaches(capsys) -> None:
     run("--help")
     said = capsys.readouterr().out
-    for command in ("info", "extract", "grow", "recombine", "merge"):
+    for command in ("info", "draw", "extract", "grow", "recombine", "merge"):
         assert f"  {command} " in said
         with pytest.raises(SystemExit):
             main(["kind", command, "--help"])

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from genflow.denoiser import Denoiser
-from genflow.kind import KINDConfig, add_tailors, decompose, extract
+from genflow.denoiser import Denoiser, network_arguments
+from genflow.kind import KINDConfig, add_tailors, decompose, extract, remove_tailors
 from genflow.kind import linear as linear_module
 from genflow.nn import DiT, UNet, dit_preset
 from genflow.parameterizations import Karras
@@ -249,3 +249,23 @@ def test_a_saved_denoiser_comes_back(which, tmp_path):
     assert torch.equal(loaded.denoise(x, t), denoiser.denoise(x, t))
     with pytest.raises(ValueError, match=r"without classes \[0\]"):
         loaded.denoise(x, t, torch.tensor([0, 1, 1, 1]))
+
+
+@pytest.mark.parametrize("which", ["dit", "unet"])
+@pytest.mark.parametrize(
+    "without", [remove_tailors, lambda network: extract(network, [])], ids=["removed", "extracted"]
+)
+def test_a_model_of_nothing_but_learngenes_comes_back_and_takes_new_classes(which, without, tmp_path):
+    whole = Denoiser(model(which), VE(), Karras(sigma_data=0.5), image_shape=(1, 8, 8), num_classes=4).eval()
+    alone = whole.around(without(whole.backbone))
+    assert alone.classes == ()
+    alone.save_pretrained(tmp_path)
+    loaded = Denoiser.from_pretrained(tmp_path)
+    assert network_arguments(loaded.config["network"])["num_classes"] == loaded.num_classes
+    x, t = torch.randn(4, 1, 8, 8), torch.tensor(1.0)
+    assert torch.equal(loaded.denoise(x, t), whole.denoise(x, t))
+    grown = [d.around(add_tailors(d.backbone, 2, generator=torch.Generator().manual_seed(1))) for d in (alone, loaded)]
+    for a, b in zip(grown[0].state_dict().values(), grown[1].state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    y = torch.full((4,), grown[0].num_classes - 1)
+    assert torch.equal(grown[1].denoise(x, t, y), grown[0].denoise(x, t, y))
