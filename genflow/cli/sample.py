@@ -20,6 +20,7 @@ from genflow.units import UNIT
 if TYPE_CHECKING:
     from genflow.cli.models import Team
 
+ABOUT = "Sample a model: one image per seed, the same image for the same seed."
 MANIFEST = "samples.json"
 
 
@@ -55,12 +56,7 @@ class SampleArguments:
 
 def sample(arguments: Sequence[str], *, prog: str = "genflow sample") -> None:
     """Write one PNG per seed; the same command again makes only what is missing."""
-    options = parse_arguments(
-        SampleArguments,
-        arguments,
-        prog=prog,
-        about="Sample a model: one image per seed, the same image for the same seed.",
-    )
+    options = parse_arguments(SampleArguments, arguments, prog=prog, about=ABOUT)
     _check_options(options)
     from genflow.cli.cautions import caution_of_straight
     from genflow.cli.models import join_processes, load_model, picture_shape
