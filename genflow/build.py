@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from genflow.build_objective import build_objective as build_objective
-from genflow.build_start import check_pairs, load_named, load_weights, misreading
+from genflow.build_start import check_pairs, load_named, misreading, resumes
+from genflow.build_surgery import make_lazy, numbered, operate, to_save
 from genflow.config import (
     Config,
     ConsistencyConfig,
@@ -96,6 +97,7 @@ def build_data(config: DataConfig) -> ImageData | PairData:
         scale_16_bit=config.scale_16_bit,
     )
     data = load_images(config.path, "train", decoding=decoding, labels=config.labels)
+    data = data.of_classes(config.keep) if config.keep else data
     return data if config.classes else replace(data, labels=None, class_names=())
 
 
@@ -200,7 +202,7 @@ def build_denoiser(
     pairs: PairData | None = None,
     warn: Callable[[str], object] = warnings.warn,
 ) -> Denoiser:
-    """Return a fresh denoiser, or one that starts from the weights of ``config.init``.
+    """Return a fresh denoiser, or one that starts from the weights of ``config.init``, after the run's surgery.
 
     Of ``pairs`` to train on it remembers the teacher. ``warn`` is handed one line if the weights meant something else
     where they come from, or are no diffusion model's where ECT needs one. Raises ``ValueError`` for parts that do not
@@ -212,7 +214,7 @@ def build_denoiser(
     parameterization = build_parameterization(config.parameterization, schedule)
     middle = [schedule.t_max, *config.sample.middle, 0.0]
     torch.manual_seed(config.seed)
-    denoiser = Denoiser(
+    fresh = Denoiser(
         build_backbone(config.backbone, image_shape, num_classes, LABELS if config.data.augment else 0),
         schedule,
         parameterization,
@@ -223,12 +225,11 @@ def build_denoiser(
         times={str(len(middle) - 1): middle} if config.sample.middle else None,
         teacher="" if pairs is None else pairs.manifest.teacher,
     )
-    resumes = any((config.folder / "checkpoints").glob("step-*"))
-    if config.init and not resumes:
-        source = load_named(config.init, "init")
-        if pairs is not None:
-            check_pairs(config, source, pairs)
-        load_weights(denoiser, source)
+    source = load_named(config.init, "init") if config.init and not resumes(config) else None
+    if source is not None and pairs is not None:
+        check_pairs(config, source, pairs)
+    denoiser = operate(config, fresh, source)
+    if source is not None:
         if found := misreading(source, denoiser):
             warn(f"init {config.init}: {found}")
         if _is_easy(config) and is_consistency(source):
@@ -242,9 +243,10 @@ def _is_easy(config: Config) -> bool:
 
 def build_trainer(config: Config) -> Trainer:
     """Return a trainer that is ready to ``fit``; raises before anything is written if the parts do not fit together."""
+    check(config)
     accelerator = make_accelerator(config)
     parts_of(config.train, accelerator.num_processes)  # refuses a batch that cannot be shared before images are read
-    data = build_data(config.data)
+    data = numbered(config, build_data(config.data))
     agree("the training images", {"their fingerprint": data.fingerprint}, accelerator)
     denoiser = build_denoiser(
         config,
@@ -256,7 +258,7 @@ def build_trainer(config: Config) -> Trainer:
     objective = build_objective(config, denoiser)
     if isinstance(data, PairData) and not data.complete and not config.data.pairs:
         accelerator.print(f"{data.name}: {len(data)} of {data.manifest.count} pairs are there; {data.advice}")
-    return Trainer(
+    trainer = Trainer(
         objective,
         build_loader(config, data, accelerator),
         config,
@@ -266,8 +268,10 @@ def build_trainer(config: Config) -> Trainer:
         preview=preview,
         probe=_probe(data, config, denoiser),
         evaluate=_Distance(data, config, accelerator.device) if config.train.evaluate_every else None,
-        export=export,
+        export=lambda average, folder: export(to_save(config, average), folder),
     )
+    make_lazy(config, trainer.optimizer, denoiser)
+    return trainer
 
 
 def build_loader(config: Config, data: ImageData | PairData, accelerator: Accelerator) -> Loader:
@@ -286,8 +290,8 @@ def build_loader(config: Config, data: ImageData | PairData, accelerator: Accele
 
 def preview(denoiser: Denoiser) -> Tensor:
     """Return a picture of 8 rows of samples, uint8 (C, H, W): one column per class (at most 10), or 8 columns."""
-    columns = min(denoiser.num_classes, 10) or 8
-    labels = [k % columns for k in range(8 * columns)] if denoiser.num_classes else None
+    columns = min(len(denoiser.classes), 10) or 8
+    labels = [*denoiser.classes[:columns]] * 8 if denoiser.classes else None
     images = generate(denoiser, range(8 * columns), labels=labels)
     return grid(images, columns, scale=max(1, 48 // denoiser.image_shape[-1]))
 
@@ -347,10 +351,10 @@ class _Distance:
         self.reference = moments_of(FoundImages(data), self.network)
 
     def __call__(self, denoiser: Denoiser) -> float:
-        classes = denoiser.num_classes
+        classes = denoiser.classes
 
         def label(seed: int) -> int:
-            return seed % classes
+            return classes[seed % len(classes)]
 
         asked = label if classes else None
         samples = Samples(denoiser=denoiser, count=self.count, first_seed=EVALUATION_SEEDS, label=asked)

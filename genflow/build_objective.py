@@ -48,7 +48,7 @@ from genflow.config import (
     VGGConfig,
 )
 from genflow.config_consistency import CurriculumConfig, DescentConfig, IntervalConfig, TargetConfig, WeightingConfig
-from genflow.denoiser import Denoiser, is_consistency
+from genflow.denoiser import Denoiser, is_consistency, network_arguments
 from genflow.evaluation.networks.digits import load_loss_network
 from genflow.evaluation.networks.weights import read_state
 from genflow.objectives.base import Objective
@@ -216,6 +216,11 @@ def _check_teacher(path: str, teacher: Denoiser, denoiser: Denoiser) -> None:
         raise ValueError(
             f"objective.descent.teacher {path} knows {teacher.num_classes} classes and the data {denoiser.num_classes}"
         )
+    if teacher.num_classes and (lacking := sorted({*denoiser.classes} - {*teacher.classes})):
+        raise ValueError(
+            f"objective.descent.teacher {path} has lost the classes {lacking}, which the student has: give the whole"
+            " model"
+        )
     if is_consistency(teacher):
         raise ValueError(
             f"objective.descent.teacher {path} is a consistency model, which has no flow to step along: give the"
@@ -229,7 +234,7 @@ def _check_teacher(path: str, teacher: Denoiser, denoiser: Denoiser) -> None:
 
 
 def _reads_augmentation(denoiser: Denoiser) -> bool:
-    return bool(denoiser.config["network"]["arguments"].get("augment_dim"))
+    return bool(network_arguments(denoiser.config["network"]).get("augment_dim"))
 
 
 def build_residual(config: ResidualConfig) -> Residual:

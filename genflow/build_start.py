@@ -10,7 +10,7 @@ import torch
 
 from genflow.config import Config
 from genflow.data.pairs import PairData
-from genflow.denoiser import Denoiser, saved_in, weights_hash
+from genflow.denoiser import Denoiser, network_arguments, saved_in, weights_hash
 from genflow.parameterizations import (
     Conditioning,
     Converted,
@@ -36,6 +36,11 @@ def load_named(path: str, option: str) -> Denoiser:
     if not Path(path).is_dir():
         raise ValueError(f"{option} {path} is not a folder: give a saved model's, or hf:OWNER/NAME for one on the hub")
     return Denoiser.from_pretrained(saved_in(path))
+
+
+def resumes(config: Config) -> bool:
+    """Tell whether a run has checkpoints to go on from, so that what it began with is not asked for again."""
+    return any((config.folder / "checkpoints").glob("step-*"))
 
 
 def check_pairs(config: Config, source: Denoiser, pairs: PairData) -> None:
@@ -97,7 +102,7 @@ def load_weights(denoiser: Denoiser, source: Denoiser) -> None:
 
 def _check_arguments(denoiser: Denoiser, source: Denoiser) -> None:
     """Refuse networks whose weights have the same shapes and which compute something else, such as other heads."""
-    given, wanted = (dict(d.config["network"]["arguments"]) for d in (source, denoiser))
+    given, wanted = (network_arguments(d.config["network"]) for d in (source, denoiser))
     if given.get("fourier_scale") and wanted.get("fourier_scale"):  # the frequencies come with the weights
         given["fourier_scale"] = wanted["fourier_scale"]
     free = {"num_classes", "augment_dim", "dropout", "image_size"}

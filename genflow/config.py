@@ -2,7 +2,8 @@
 
 Nothing here imports torch: these are descriptions, which ``build`` turns into objects. Fields named ``type`` choose
 between dataclasses, so an option that does not belong to the choice is an error rather than ignored. The method's part
-(schedule, parameterization, objective) is in ``config_method``, and named here too.
+(schedule, parameterization, objective) is in ``config_method``, what is done to a network before it is trained in
+``config_surgery``, and both are named here too.
 """
 
 from __future__ import annotations
@@ -13,6 +14,16 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
+from genflow.config_adapters import BitFitConfig as BitFitConfig
+from genflow.config_adapters import ClassLoRAConfig as ClassLoRAConfig
+from genflow.config_adapters import DoRAConfig as DoRAConfig
+from genflow.config_adapters import FineTuningConfig as FineTuningConfig
+from genflow.config_adapters import IA3Config as IA3Config
+from genflow.config_adapters import LoHaConfig as LoHaConfig
+from genflow.config_adapters import LoRAConfig as LoRAConfig
+from genflow.config_adapters import OFTConfig as OFTConfig
+from genflow.config_adapters import PiSSAConfig as PiSSAConfig
+from genflow.config_adapters import TruncationConfig as TruncationConfig
 from genflow.config_consistency import AveragedWeightsConfig as AveragedWeightsConfig
 from genflow.config_consistency import ByImageConfig as ByImageConfig
 from genflow.config_consistency import ByTeacherConfig as ByTeacherConfig
@@ -62,6 +73,10 @@ from genflow.config_method import VEConfig as VEConfig
 from genflow.config_method import VelocityResidualConfig as VelocityResidualConfig
 from genflow.config_method import VGGConfig as VGGConfig
 from genflow.config_method import VPConfig as VPConfig
+from genflow.config_surgery import IntactConfig as IntactConfig
+from genflow.config_surgery import KINDConfig as KINDConfig
+from genflow.config_surgery import SurgeryConfig as SurgeryConfig
+from genflow.config_surgery import TransferConfig as TransferConfig
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, ser_json_inf_nan="constants")
 
@@ -93,6 +108,8 @@ class DataConfig:
     """Scale images of 16 bits a channel to 8; otherwise they are refused."""
     classes: bool = True
     """Train with class labels where the data has them."""
+    keep: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Take the images of these classes alone, which are renumbered from 0 in their old order; () takes all."""
     flip: bool = False
     """Mirror half of the images; wrong for anything with a left and a right, such as digits."""
     augment: Share = 0.0
@@ -232,7 +249,7 @@ class SampleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A run: data, network, method (schedule, parameterization, objective), optimisation."""
+    """A run: data, network and what is done to it, method (schedule, parameterization, objective), optimisation."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     name: Annotated[str, Field(pattern=r"^\w[\w.+-]*$")] = "run"
@@ -247,6 +264,7 @@ class Config:
     """Compile the network with torch.compile."""
     data: DataConfig = field(default_factory=DataConfig)
     backbone: Annotated[UNetConfig | DiTConfig, Field(discriminator="type")] = field(default_factory=UNetConfig)
+    surgery: SurgeryConfig = field(default_factory=IntactConfig)
     schedule: ScheduleConfig = field(default_factory=VEConfig)
     parameterization: ParameterizationConfig = field(default_factory=KarrasConfig)
     objective: Annotated[RegressionConfig | ConsistencyConfig, Field(discriminator="type")] = field(

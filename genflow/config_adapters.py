@@ -6,16 +6,26 @@ train the label rows of the new classes too, and nothing else of the network.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from genflow.config_method import STRICT, Positive
 
 LINEARS = r"(.*\.)?(q|k|v|o|fc1|fc2)"  # the layers that KIND decomposes
 
-Pattern = Annotated[str, Field(min_length=1)]
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_compiles)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ names itself, so that who makes one on purpose knows which one it is.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 
 from genflow.config import (
@@ -17,7 +18,9 @@ from genflow.config import (
     DoublingConfig,
     EasyLevelsConfig,
     GridLevelsConfig,
+    IntactConfig,
     KarrasConfig,
+    KINDConfig,
     LinearConfig,
     LogNormalIntervalConfig,
     PredictCleanConfig,
@@ -26,6 +29,7 @@ from genflow.config import (
     PredictVelocityConfig,
     PseudoHuberConfig,
     RegressionConfig,
+    TransferConfig,
     UNetConfig,
     VEConfig,
 )
@@ -39,6 +43,7 @@ def check(config: Config) -> None:
     """Raise ``ValueError`` for parts that cannot work together, saying what would."""
     _check_row(config)
     _check_middle(config)
+    _check_surgery(config)
     if isinstance(config.objective, ConsistencyConfig):
         _check_consistency(config, config.objective)
 
@@ -71,6 +76,29 @@ def _check_middle(config: Config) -> None:
         raise ValueError(f"sample.middle must fall, from below {first:g}, where sampling starts, got {shown}")
 
 
+def _check_surgery(config: Config) -> None:
+    match config.surgery:
+        case KINDConfig(class_to_tailor=()) if not config.data.classes:
+            raise ValueError(
+                "surgery KIND gives each class a tailor, and data.classes = false takes the classes away: leave it out"
+            )
+        case KINDConfig(linears=pattern):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"surgery.linears {pattern!r} is no regular expression: {error}") from None
+        case TransferConfig() if not config.init:
+            raise ValueError(
+                "surgery Transfer trains a decomposed model further: name it by --init, as genflow kind grow writes it"
+            )
+        case IntactConfig() | TransferConfig():
+            return
+        case adapter if not config.init:
+            raise ValueError(f"surgery {adapter.type} fits a trained model to new classes: name it by --init")
+        case _:
+            return
+
+
 def _check_consistency(config: Config, objective: ConsistencyConfig) -> None:
     if config.schedule.type != "VE":
         raise ValueError(f"objective Consistency goes with schedule VE, not {config.schedule.type}")
@@ -98,10 +126,23 @@ def _check_consistency(config: Config, objective: ConsistencyConfig) -> None:
 
 
 def findings(config: Config) -> list[str]:
-    """Return warnings, one line each, of choices that are known to keep a consistency model from working."""
-    if not isinstance(config.objective, ConsistencyConfig):
-        return []
-    return [*_of_method(config, config.objective), *_of_training(config, config.objective)]
+    """Return warnings, one line each, of choices that are known to keep a model from becoming what it is meant to."""
+    found = [*_of_surgery(config)]
+    if isinstance(config.objective, ConsistencyConfig):
+        found += [*_of_method(config, config.objective), *_of_training(config, config.objective)]
+    return found
+
+
+def _of_surgery(config: Config) -> Iterator[str]:
+    match config.surgery:
+        case KINDConfig(lazy_tailors=False) | TransferConfig(lazy_tailors=False) if config.optim.weight_decay:
+            yield (
+                f"weight decay {config.optim.weight_decay:g} shrinks the tailors of classes that are absent from a"
+                " batch, and decays U, sigma and V rather than the kernel: optim.weight_decay = 0, or"
+                " surgery.lazy_tailors = true"
+            )
+        case _:
+            return
 
 
 def _improved(objective: ConsistencyConfig) -> bool:

@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from genflow.files import write_text
 from genflow.kind.class_lora import ClassLoRA, class_lora
-from genflow.kind.model import Decomposed, Layout, blank
+from genflow.kind.model import Decomposed, Gated, Layout, blank
 from genflow.nn.dit import DiT
 from genflow.nn.unet import UNet
 from genflow.parameterizations import (
@@ -133,6 +134,24 @@ class Denoiser(ModelMixin, ConfigMixin):
         """Return the clean image (B, C, H, W) as seen from state ``x_t`` at time ``t``, 0-dimensional or (B,)."""
         return self.parameterization.clean(self.schedule, self(x_t, t, y, s, augment), x_t, t)
 
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """The labels that can be asked for, rising: of a decomposed network those of the classes that it has kept."""
+        match self.backbone:
+            case Gated(gate=gate):
+                return gate.kept
+            case _:
+                return tuple(range(self.num_classes))
+
+    def around(self, backbone: nn.Module) -> Denoiser:
+        """Return this model around another backbone: of one with a gate, with its number of classes."""
+        match backbone:
+            case Gated(gate=gate):
+                num_classes = gate.num_classes
+            case _:
+                num_classes = self.num_classes
+        return Denoiser.from_config(dict(self.config), backbone=backbone, num_classes=num_classes)
+
     @classmethod
     def from_config(  # pyright: ignore[reportIncompatibleMethodOverride]
         cls, config: dict[str, Any], *, backbone: nn.Module | None = None, **overrides: Any
@@ -205,6 +224,16 @@ def saved_in(path: str) -> str:
 
 # Saved folders name the class as genflow.Denoiser, so that they survive any rearrangement of the files.
 Denoiser.__module__ = "genflow"
+
+
+def network_arguments(network: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a network was built with, as a model's configuration tells it; of one with a gate, the one inside.
+
+    ``network`` is the configuration's part of that name.
+    """
+    arguments = network.get("arguments", {})
+    gated = network.get("class") in ("Decomposed", "ClassLoRA")
+    return network_arguments(arguments["network"]) if gated else dict(arguments)
 
 
 def is_consistency(denoiser: Denoiser) -> bool:

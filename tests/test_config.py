@@ -108,7 +108,7 @@ def test_a_recipe_survives_being_written_and_builds_a_model(name: str, tmp_path,
         edm = Denoiser(torch.nn.Identity(), VE(), Karras(), image_shape=shape, num_classes=10)
         monkeypatch.setattr("genflow.build.load_named", lambda path, option: edm)
         monkeypatch.setattr("genflow.build_objective.load_named", lambda path, option: copy.deepcopy(edm))
-        monkeypatch.setattr("genflow.build.load_weights", lambda denoiser, source: None)
+        monkeypatch.setattr("genflow.build_surgery.load_weights", lambda denoiser, source: None)
         monkeypatch.setattr("genflow.build.misreading", lambda source, denoiser: "")
         denoiser = build_denoiser(config, (1, size, size), 10)
     if "VGG" not in to_toml(config):  # whose weights are not there

@@ -19,6 +19,7 @@ from genflow.config import (
     EasyLevelsConfig,
     GridLevelsConfig,
     KarrasConfig,
+    KINDConfig,
     L1Config,
     LinearConfig,
     LogNormalIntervalConfig,
@@ -32,6 +33,7 @@ from genflow.config import (
     SampleConfig,
     SquareRootConfig,
     TrainConfig,
+    TransferConfig,
     UNetConfig,
     UniformIntervalConfig,
     UnweightedConfig,
@@ -225,3 +227,13 @@ def test_what_the_bound_on_fourier_scales_tells_apart() -> None:
     assert turn(0.02) == pytest.approx(0.0314, rel=0.1)
     assert turn(0.0) == pytest.approx(0.06, rel=0.1)
     assert turn(LARGEST_FOURIER_SCALE) == pytest.approx(25.1 / 16, rel=0.05)
+
+
+def test_decay_of_absent_tailors_is_told_of() -> None:
+    decay = replace(Config(), optim=OptimConfig(weight_decay=0.01))
+    for surgery in (KINDConfig(), TransferConfig()):
+        (said,) = findings(replace(decay, surgery=surgery))
+        assert said.startswith("weight decay 0.01 shrinks the tailors of classes that are absent")
+        assert not findings(replace(decay, surgery=replace(surgery, lazy_tailors=True)))
+        assert not findings(replace(Config(), surgery=surgery))
+    assert not findings(decay)

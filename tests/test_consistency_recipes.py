@@ -184,8 +184,7 @@ def test_each_network_is_that_of_its_paper(name: str) -> None:
     shape, classes = {"cifar10": ((3, 32, 32), 0), "imagenet64": ((3, 64, 64), 1000)}[data]
     assert config.data.classes == bool(classes)
     with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("genflow.build.load_weights", lambda denoiser, source: None)  # there is no teacher here
-        patch.setattr("genflow.build.load_named", lambda path, option: None)
+        patch.setattr("genflow.build.load_named", lambda path, option: None)  # there is no model to start from here
         patch.setattr("genflow.build.misreading", lambda source, denoiser: "")
         patch.setattr("genflow.build.is_consistency", lambda source: False)
         denoiser = build_denoiser(config, shape, classes)

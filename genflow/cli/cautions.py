@@ -13,7 +13,7 @@ from genflow.data.images import EMBEDDED
 from genflow.data.pair_files import read_manifest
 from genflow.data.pairs import is_pairs
 from genflow.data.paths import expanded
-from genflow.denoiser import SUBFOLDER, Denoiser, is_consistency, saved_in
+from genflow.denoiser import SUBFOLDER, Denoiser, is_consistency, network_arguments, saved_in
 
 MOST_STEPS = 2  # in which 2-RF++'s rule is Euler's
 
@@ -90,7 +90,7 @@ def caution_of_data(config: Config) -> None:
     manifest = read_manifest(expanded(path))
     if manifest is None or manifest.num_classes > 0 or not config.data.classes:
         return
-    teacher = manifest.made.get("teacher", {}).get("network", {}).get("arguments", {}).get("num_classes", 0)
+    teacher = network_arguments(manifest.made.get("teacher", {}).get("network", {})).get("num_classes", 0)
     there = {f"the model of init {config.init}": classes_of(config.init), "their teacher": teacher}
     had = [f"{name} has {count}" for name, count in there.items() if count]
     if had:

@@ -62,7 +62,7 @@ def check_resume(config: Config) -> None:
     before = load_config(written)
     now = config.data
     before = replace(before, data=replace(before.data, path=now.path, labels=now.labels, pairs=now.pairs))
-    fixed = ("seed", "init", "data", "backbone", "schedule", "parameterization", "objective", "optim")
+    fixed = ("seed", "init", "data", "backbone", "surgery", "schedule", "parameterization", "objective", "optim")
     differing = [name for name in fixed if getattr(before, name) != getattr(config, name)]
     if before.train.batch_size != config.train.batch_size:
         differing.append("train.batch_size")

@@ -130,6 +130,27 @@ class ImageData:
         labels = None if self.labels is None else self.labels[chosen]
         return dataclasses.replace(self, images=np.asarray(self.images[chosen]), labels=labels, content="")
 
+    def of_classes(self, classes: Sequence[int]) -> ImageData:
+        """The images of some classes, copied into memory; the classes are renumbered from 0, in their old order.
+
+        So it is a set like any other, whose name tells which classes are left.
+
+        Raises:
+            ValueError: the set has no labels, or not these classes.
+        """
+        wanted = sorted(set(classes))
+        if self.labels is None:
+            raise ValueError(f"{self.name} has no labels: classes cannot be chosen from it")
+        if not wanted or wanted[0] < 0 or wanted[-1] >= self.num_classes:
+            raise ValueError(f"{self.name} has classes 0 to {self.num_classes - 1}, and was asked for {wanted}")
+        found = self.subset(np.isin(self.labels, wanted))
+        return dataclasses.replace(
+            found,
+            labels=np.searchsorted(wanted, self.labels[np.isin(self.labels, wanted)]).astype(np.int64),
+            class_names=tuple(self.class_names[c] for c in wanted),
+            name=f"{self.name}, classes {' '.join(map(str, wanted))}",
+        )
+
 
 def cache_folder(cache: Path | None = None) -> Path:
     """Where decoded data are kept: ``cache``, else $GENFLOW_CACHE, else ``~/.cache/genflow``."""

@@ -45,8 +45,8 @@ class OneStep:
 
     def __call__(self, denoiser: Denoiser) -> dict[str, float]:
         """Return ``one_step_mean``, ``one_step_std`` and ``one_step_std_over_data``, in [-1, 1] units."""
-        classes = min(denoiser.num_classes, max(1, len(self.seeds) // 2))  # of a single sample no spread is known
-        labels = [seed % classes for seed in self.seeds] if classes else None
+        classes = denoiser.classes[: max(1, len(self.seeds) // 2)]  # of a single sample no spread is known
+        labels = [classes[seed % len(classes)] for seed in self.seeds] if classes else None
         images = generate(denoiser, self.seeds, labels=labels, steps=1, output="float").cpu()
         mean, std = float(images.mean()), spread(images, None if labels is None else np.array(labels))
         ratio = std / self.std if self.std else math.nan  # equal images have no spread to compare with

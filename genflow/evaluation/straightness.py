@@ -49,7 +49,7 @@ def straightness(denoiser: Denoiser, seeds: Sequence[int], *, steps: int = 32, b
     """Measure the flow of a model from these seeds by Euler's method with ``steps`` equal steps of linear time.
 
     Costs ``steps`` network calls a batch; what the batch goes through stays in memory, ``steps`` states in float64.
-    Seed k is asked for class k mod num_classes; deterministic, and the same in any batches up to rounding.
+    Classes are asked for in turn; deterministic, and the same in any batches up to rounding.
     Source: S of "Flow Straight and Fast", arXiv 2209.03003, per value of an image.
 
     Raises ``ValueError`` for less than 2 steps and for no seeds.

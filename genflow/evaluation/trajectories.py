@@ -94,12 +94,12 @@ def follow(denoise: Denoise, schedule: Schedule, x: Tensor, times: Tensor) -> Tr
 
 
 def trajectories(denoiser: Denoiser, seeds: Sequence[int], *, steps: int) -> Trajectories:
-    """Follow seeds, all in one batch, on the grid of ``even_times``; seed k is asked for class k mod num_classes."""
+    """Follow seeds, all in one batch, on the grid of ``even_times``; the model's classes are asked for in turn."""
     device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
     times = even_times(denoiser.schedule, steps)
     noise = SeededNoise(seeds, denoiser.image_shape, device)(0).to(time_dtype(device))
-    classes = denoiser.num_classes
-    y = torch.tensor([seed % classes for seed in seeds], device=device) if classes else None
+    classes = denoiser.classes
+    y = torch.tensor([classes[seed % len(classes)] for seed in seeds], device=device) if classes else None
     with inference(denoiser):
         denoise = guided(denoiser, y, scale=1.0, interval=None)
         return follow(denoise, denoiser.schedule, expand(denoiser.schedule.sigma(times[0]), noise) * noise, times)

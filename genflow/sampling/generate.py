@@ -195,10 +195,16 @@ def list_labels(denoiser: Denoiser, labels: int | Sequence[int] | None, count: i
     listed = [labels] * count if isinstance(labels, int) else [operator.index(label) for label in labels]
     if len(listed) != count:
         raise ValueError(f"{len(listed)} labels for {count} seeds: give one label for all, or one per seed")
+    offered = {*denoiser.classes, denoiser.num_classes}
     for label in listed:
-        if not 0 <= label <= denoiser.num_classes:
-            raise ValueError(
-                f"label {label} is out of range: this model has the classes 0 to {denoiser.num_classes - 1}"
-                f" ({denoiser.num_classes} means none)"
-            )
+        if label not in offered:
+            raise ValueError(f"label {label} is out of range: this model has {_told(denoiser)}")
     return listed
+
+
+def _told(denoiser: Denoiser) -> str:
+    """Say which classes a model has."""
+    classes, none = denoiser.classes, f"({denoiser.num_classes} means none)"
+    if len(classes) == denoiser.num_classes:
+        return f"the classes 0 to {denoiser.num_classes - 1} {none}"
+    return f"the classes {', '.join(map(str, classes))} {none}; others were left out of it"

@@ -275,7 +275,7 @@ class Trainer:
         self.accelerator.log({k: v for k, v in record.items() if isinstance(v, (int, float))}, step=done)
         if values["bad_longest"] >= self.config.train.stop_after_bad:
             self._save(done, best)
-            largest = max(p.abs().max().item() for p in self.objective.parameters())
+            largest = max(p.abs().max().item() for p in self.objective.parameters() if p.numel())
             raise RuntimeError(
                 f"the gradient was not finite for {values['bad_longest']} steps in a row, up to step {done}; none of"
                 f" them was taken (since the last line of the log {values['bad_losses']} images had a loss that is not"

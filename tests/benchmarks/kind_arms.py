@@ -76,9 +76,7 @@ ARMS = {
         surgery=ClassLoRAConfig(rank=TAILOR, alpha=TAILOR),
         every_seed=True,
     ),
-    "LoRA": Arm(
-        what="dense, one LoRA", start="dense", surgery=LoRAConfig(rank=SHARED, alpha=SHARED), every_seed=True
-    ),
+    "LoRA": Arm(what="dense, one LoRA", start="dense", surgery=LoRAConfig(rank=SHARED, alpha=SHARED), every_seed=True),
     "SVD": Arm(
         what="dense, truncated to as many components as there are learngenes, a new tailor for each class",
         start="dense",
@@ -87,9 +85,7 @@ ARMS = {
     ),
     "full": Arm(what="dense, everything trained", start="dense", surgery=FineTuningConfig(), every_seed=True),
     "scratch": Arm(what="dense, from scratch", start="", surgery=IntactConfig(), every_seed=True),
-    "KIND all": Arm(
-        what="KIND, everything trained", start="kind", form="grown", surgery=TransferConfig(trains="all")
-    ),
+    "KIND all": Arm(what="KIND, everything trained", start="kind", form="grown", surgery=TransferConfig(trains="all")),
     "KIND random": Arm(
         what="KIND with random learngenes of the same sizes", start="kind", form="random", surgery=TransferConfig()
     ),

@@ -255,7 +255,11 @@ def part(given: Given, key: Record) -> Record:
     config = base(given, key, given.setting.steps, width=width)
     denoiser, record = fit(replace(config, surgery=IntactConfig(), data=replace(config.data, keep=chosen)))
     record |= {"stored": stored, "extracted": figures(judge, small, 5), "floor": judge.beside.floor.value}
-    return record | {"width": width, "dense_stored": parameters(denoiser.backbone), "dense": figures(judge, denoiser, 5)}
+    return record | {
+        "width": width,
+        "dense_stored": parameters(denoiser.backbone),
+        "dense": figures(judge, denoiser, 5),
+    }
 
 
 def width_of(given: Given, stored: int, classes: int) -> int:

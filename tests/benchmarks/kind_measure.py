@@ -1,4 +1,4 @@
-"""What ``kind.py`` measures: distances on some of the digits, what a gate diverts, and that extraction loses nothing."""
+"""What ``kind.py`` measures: distances on some of the digits, what a gate diverts, what extraction loses."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def diversion(denoiser: Denoiser, judge: Judge, *, each: int = 60) -> Diversion:
 @contextmanager
 def one_mode() -> Iterator[None]:
     """Have decomposed layers compute in one way, which otherwise depends on how many tailors there are."""
-    with mock.patch("genflow.kind.linear.cheapest", lambda *_: "segments"):
+    with mock.patch("genflow.kind.linear.cheapest", return_value="segments"):
         yield
 
 

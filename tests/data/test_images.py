@@ -184,3 +184,19 @@ def test_unknown_sources_say_what_would_do(tmp_path, monkeypatch):
         load_images("shapes", decoding=Decoding(size=16))
     with pytest.raises(ValueError, match="images of 3 channels and is not converted: leave out channels=1"):
         load_images("shapes", decoding=Decoding(channels=1))
+
+
+def test_images_of_some_classes_are_a_set_with_classes_of_its_own() -> None:
+    images = np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1)
+    data = ImageData(images, np.arange(12) % 4, ("a", "b", "c", "d"), "letters", content="abc")
+    part = data.of_classes([3, 1])
+    assert part.images.ravel().tolist() == [1, 3, 5, 7, 9, 11]
+    assert part.labels is not None
+    assert part.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert (part.class_names, part.name) == (("b", "d"), "letters, classes 1 3")
+    assert part.fingerprint == data.of_classes([1, 3]).fingerprint != data.of_classes([1, 2]).fingerprint
+    with pytest.raises(ValueError, match="letters has classes 0 to 3, and was asked for"):
+        data.of_classes([4])
+    bare = ImageData(images, None, (), "bare")
+    with pytest.raises(ValueError, match="bare has no labels"):
+        bare.of_classes([0])

@@ -1,0 +1,299 @@
+"""Decomposed backbones in whole runs: every objective, frozen parts, restarts and processes."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from launch import together
+from safetensors.torch import load_file, save_file
+from small import DIT, Stopped, assert_same, image_data, make_config, stopping, tensors, with_train
+
+from genflow import build, kind
+from genflow.build import build_denoiser, build_trainer
+from genflow.cli.train import check_resume
+from genflow.config import (
+    AveragedWeightsConfig,
+    ByTeacherConfig,
+    Config,
+    ConsistencyConfig,
+    ConsistencyKarrasConfig,
+    ConstantConfig,
+    DataConfig,
+    DiscreteVPConfig,
+    DoublingConfig,
+    EasyLevelsConfig,
+    GridLevelsConfig,
+    IntactConfig,
+    KarrasConfig,
+    KINDConfig,
+    LogNormalConfig,
+    NormConfig,
+    OptimConfig,
+    PredictNoiseConfig,
+    RegressionConfig,
+    SquaredL2Config,
+    SquareRootConfig,
+    TransferConfig,
+    UNetConfig,
+    UShapedConfig,
+    VEConfig,
+    VelocityResidualConfig,
+)
+from genflow.data.images import ImageData
+from genflow.denoiser import Denoiser
+from genflow.kind.learngenes import class_parameters
+from genflow.training.trainer import Trainer
+
+KIND = KINDConfig(learngenes=0.25, tailor_rank=4)
+UNET = UNetConfig(width=16, multipliers=(1, 2), blocks=1, attention=(4,), dropout=0.2)
+ICT = ConsistencyConfig(levels=GridLevelsConfig(curriculum=DoublingConfig(first=2, last=8)), label_dropout=0.3)
+CT = replace(
+    ICT,
+    levels=GridLevelsConfig(curriculum=SquareRootConfig(last=20)),
+    metric=SquaredL2Config(),
+    target=AveragedWeightsConfig(rate=0.9),
+)
+CD = replace(CT, levels=GridLevelsConfig(curriculum=ConstantConfig(count=9)), descent=ByTeacherConfig(teacher="edm"))
+EDM = {
+    "schedule": VEConfig(),
+    "parameterization": KarrasConfig(),
+    "objective": RegressionConfig(times=LogNormalConfig()),
+}
+CONSISTENCY = {"schedule": VEConfig(), "parameterization": ConsistencyKarrasConfig()}
+METHODS = {
+    "flow": {},
+    "unet": {"backbone": UNET},
+    "edm": EDM,
+    "ddpm": {"schedule": DiscreteVPConfig(count=100), "parameterization": PredictNoiseConfig()},
+    "2-rf": {
+        "parameterization": KarrasConfig(conditioning="time"),
+        "objective": RegressionConfig(times=UShapedConfig(), residual=VelocityResidualConfig()),
+    },
+    "ict": CONSISTENCY | {"objective": ICT},
+    "ct": CONSISTENCY | {"objective": CT},
+    "cd": CONSISTENCY | {"objective": CD},
+    "ect": EDM
+    | {
+        "objective": ConsistencyConfig(levels=EasyLevelsConfig(stages=2), metric=NormConfig()),
+        "init": "edm",
+        "surgery": TransferConfig(trains="all"),
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(build, "build_data", lambda config: picked(config))
+
+
+def picked(config: DataConfig) -> ImageData:
+    data = image_data()
+    return data.of_classes(config.keep) if config.keep else data
+
+
+def config_of(name: str = "run", *, surgery=KIND, **parts) -> Config:
+    train = {"steps": 6, "checkpoint_every": 2} | parts.pop("train", {})
+    parts = {"backbone": DIT, "surgery": surgery} | parts
+    return replace(make_config(Path("runs"), **train), name=name, **parts)
+
+
+def trainer_of(config: Config, *, stop: int | None = None) -> Trainer:
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    trainer = build_trainer(config)
+    if stop is not None:
+        trainer.loader = stopping(trainer.loader, stop)
+    return trainer
+
+
+def stopped_and_resumed(config: Config, stop: int = 5) -> Trainer:
+    with pytest.raises(Stopped):
+        trainer_of(config, stop=stop).fit()
+    resumed = trainer_of(config)
+    resumed.fit()
+    return resumed
+
+
+def whole(config: Config) -> Trainer:
+    trainer = trainer_of(config)
+    trainer.fit()
+    return trainer
+
+
+def save_edm(name: str = "edm", *, operate: Callable | None = None, surgery=KIND) -> Denoiser:
+    """Save an EDM model none of whose kernels is zero."""
+    denoiser = build_denoiser(config_of(surgery=surgery, **EDM), (1, 8, 8), 3)
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for p in denoiser.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    if operate is not None:
+        denoiser = denoiser.around(operate(denoiser.backbone))
+    denoiser.eval().save_pretrained(name)
+    return denoiser
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resumed_run_of_every_objective_is_bitwise_the_whole_one(method) -> None:
+    save_edm()
+    parts = dict(METHODS[method])
+    config = config_of(surgery=parts.pop("surgery", KIND), **parts)
+    one = whole(replace(config, name="whole"))
+    two = stopped_and_resumed(replace(config, name="cut"))
+    assert_same(tensors(one), tensors(two))
+    model = one.objective.denoiser.backbone
+    assert isinstance(model, kind.Decomposed)
+    assert all(p.grad is not None for p in class_parameters(model))
+    saved = Denoiser.from_pretrained("runs/whole/model")
+    assert_same(saved.state_dict(), one.ema.denoiser.state_dict())
+
+
+def test_kernels_without_tailors_train_save_and_resume() -> None:
+    """Their tensors are empty, which optimisers, averages and files must bear."""
+    config = config_of(surgery=replace(KIND, class_to_tailor=(-1, -1, -1)), optim=OptimConfig(clip=0.5))
+    one, two = whole(replace(config, name="whole")), stopped_and_resumed(replace(config, name="cut"))
+    assert any(v.numel() == 0 for v in one.objective.state_dict().values())
+    assert_same(tensors(one), tensors(two))
+
+
+def test_a_transfer_trains_tailors_and_label_rows_alone_and_outlives_its_start() -> None:
+    start = save_edm("start", operate=lambda m: kind.add_tailors(kind.remove_tailors(m), 2))
+    config = config_of("cut", surgery=TransferConfig(), init="start", data=DataConfig(keep=(0, 2)), **EDM)
+    one = whole(replace(config, name="whole"))
+    with pytest.raises(Stopped):
+        trainer_of(config, stop=5).fit()
+    shutil.rmtree("start")
+    two = trainer_of(config)
+    check_resume(config)
+    two.fit()
+    assert_same(tensors(one), tensors(two))
+    trained = one.objective.denoiser
+    own = {id(p) for p in class_parameters(trained.backbone)}
+    before = dict(start.named_parameters())
+    for name, p in trained.named_parameters():
+        assert torch.equal(p, before[name]) == (id(p) not in own), name
+    held = sum(p.numel() for group in one.optimizer.param_groups for p in group["params"])
+    assert held == sum(p.numel() for p in class_parameters(trained.backbone))
+    averaged = dict(one.ema.denoiser.named_parameters())
+    assert all(torch.equal(p, averaged[name]) for name, p in trained.named_parameters() if id(p) not in own)
+
+
+def test_a_transfer_of_everything_trains_everything() -> None:
+    start = save_edm("start")
+    trained = whole(config_of(surgery=TransferConfig(trains="all"), init="start", **EDM)).objective.denoiser
+    before = dict(start.named_parameters())
+    assert not any(torch.equal(p, before[name]) for name, p in trained.named_parameters())
+
+
+def test_classes_of_the_data_are_those_that_the_model_has_kept() -> None:
+    """Of a model that was extracted from one of three, whose labels go on being 0 and 2."""
+    save_edm("start", operate=lambda m: kind.extract(m, [0, 2]))
+    config = config_of(surgery=TransferConfig(), init="start", data=DataConfig(keep=(1, 2)), **EDM)
+    labels = trainer_of(config).loader(0).labels
+    plain = picked(config.data).labels
+    assert plain is not None
+    assert set(labels.tolist()) == {0, 2}
+    whole(config)
+
+
+def test_lazy_tailors_of_absent_classes_stay_put_across_a_restart() -> None:
+    """Class 2 is seen in the first two steps only."""
+
+    def run(name: str, *, lazy: bool, cut: bool) -> list[torch.Tensor]:
+        config = config_of(
+            name, surgery=replace(KIND, lazy_tailors=lazy), optim=OptimConfig(weight_decay=0.1, ema_halflife=0)
+        )
+        seen: list[list[torch.Tensor]] = []
+
+        def trainer(stop: int | None = None) -> Trainer:
+            made = trainer_of(config, stop=stop)
+            load = made.loader
+
+            def watched(number: int):
+                loaded = load(number)
+                if number == 2:
+                    seen.append([p[2].detach().clone() for p in class_parameters(made.objective.denoiser.backbone)])
+                if number < 2:
+                    return loaded
+                return loaded._replace(labels=loaded.labels.clamp(max=1))
+
+            made.loader = watched
+            return made
+
+        if cut:
+            with pytest.raises(Stopped):
+                trainer(stop=4).fit()
+        last = trainer()
+        last.fit()
+        now = [p[2] for p in class_parameters(last.objective.denoiser.backbone)]
+        return [(a - b).abs().max() for a, b in zip(seen[0], now, strict=True)]
+
+    assert not any(run("lazy", lazy=True, cut=True))
+    assert all(run("eager", lazy=False, cut=False))
+
+
+def test_a_dense_model_is_decomposed_with_its_weights() -> None:
+    dense = save_edm("dense", surgery=IntactConfig())
+    denoiser = build_denoiser(config_of(init="dense", **EDM), (1, 8, 8), 3)
+    assert isinstance(denoiser.backbone, kind.Decomposed)
+    plan = kind.KINDConfig(class_to_tailor=(0, 1, 2), learngenes=0.25, tailor_rank=4)
+    assert_same(denoiser.backbone.state_dict(), kind.decompose(dense.backbone, plan).state_dict())
+
+
+@pytest.mark.parametrize("surgery", ["KIND", "Transfer", "lazy"])
+def test_two_processes_hold_the_same_decomposed_weights(surgery, tmp_path) -> None:
+    """Frozen parts are not reduced, and one process may have classes in its batch that another has not."""
+    save_edm("start", operate=lambda m: kind.extract(kind.add_tailors(m, 1), [0, 1, 3]))
+    how = {"KIND": KIND, "lazy": replace(KIND, lazy_tailors=True), "Transfer": TransferConfig()}[surgery]
+    start = {"init": "start"} if surgery == "Transfer" else {}
+    config = config_of(surgery=how, train={"steps": 12, "microbatch": 2, "checkpoint_every": 6}, **EDM, **start)
+
+    def work(steps: int) -> None:
+        trainer = build_trainer(with_train(config, steps=steps))
+        trainer.fit()
+        save_file(
+            {k: v.contiguous() for k, v in tensors(trainer).items()}, tmp_path / f"{os.environ['RANK']}.safetensors"
+        )
+
+    for steps in (6, 12):  # the second goes on
+        assert together(lambda steps=steps: work(steps), 2) == [0, 0]
+    first, second = (load_file(tmp_path / f"{k}.safetensors") for k in range(2))
+    assert_same(first, second)
+    assert {float(v) for k, v in first.items() if k.endswith(".step")} == {12.0}
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"surgery": TransferConfig()}, "surgery Transfer trains a decomposed model further: name it by --init"),
+        ({"data": DataConfig(classes=False)}, "data.classes = false takes the classes away"),
+        ({"surgery": replace(KIND, linears="(")}, "is no regular expression"),
+        ({"surgery": replace(KIND, linears="nothing")}, "this backbone has conditioning"),
+        ({"surgery": replace(KIND, class_to_tailor=(0, 1))}, "tailors of 2 classes, and the data have 3"),
+        ({"surgery": replace(KIND, tailor_rank=9)}, "of rank 8 at most, got 9"),
+        ({"surgery": TransferConfig(), "init": "dense"}, "is a dense model, and surgery Transfer goes on"),
+        ({"init": "kind"}, "is decomposed already, and surgery KIND starts from a dense model"),
+        ({"surgery": IntactConfig(), "init": "kind"}, "surgery Intact starts from a dense model"),
+        ({"surgery": TransferConfig(), "init": "kind", "data": DataConfig(keep=(1,))}, "has 3 classes, and .* 1: give"),
+        ({"surgery": TransferConfig(), "init": "part"}, r"has 2 classes \(0, 2\), and synthetic 3: give"),
+        (
+            {"surgery": TransferConfig(), "init": "kind", "backbone": replace(DIT, heads=4)},
+            "another network: heads is 2 there and 4 here",
+        ),
+        ({"surgery": TransferConfig(), "init": "kind", "backbone": replace(DIT, width=64)}, "another network"),
+        ({"surgery": TransferConfig(), "init": "kind", "backbone": replace(DIT, depth=1)}, "of another backbone"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_anything_is_written(parts, said) -> None:
+    save_edm("dense", surgery=IntactConfig())
+    save_edm("kind")
+    save_edm("part", operate=lambda m: kind.extract(m, [0, 2]))
+    with pytest.raises(ValueError, match=said):
+        trainer_of(config_of(**EDM | parts))
+    assert not Path("runs").exists()
