@@ -19,8 +19,8 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 
 from genflow.files import write_text
-from genflow.kind.class_lora import ClassLoRA, class_lora
-from genflow.kind.model import Decomposed, Gated, Layout, blank
+from genflow.kind.class_lora import class_lora
+from genflow.kind.model import Gated, Layout, blank
 from genflow.nn.dit import DiT
 from genflow.nn.unet import UNet
 from genflow.parameterizations import (
@@ -322,12 +322,9 @@ def _describe_backbone(backbone: nn.Module) -> dict[str, Any]:
     match backbone:
         case UNet() | DiT():
             return {"class": type(backbone).__name__, "arguments": backbone.arguments}
-        case Decomposed():
-            arguments = {"network": _describe_backbone(backbone.backbone), "layout": backbone.layout().plain()}
-            return {"class": "Decomposed", "arguments": arguments}
-        case ClassLoRA():
-            arguments = {"network": _describe_backbone(backbone.backbone), **backbone.layout()}
-            return {"class": "ClassLoRA", "arguments": arguments}
+        case Gated():
+            arguments = {"network": _describe_backbone(backbone.backbone), "layout": backbone.plain_layout()}
+            return {"class": type(backbone).__name__, "arguments": arguments}
         case _:  # somebody else's: named for the reader, rebuilt by whoever loads the folder
             return {"class": f"{type(backbone).__module__}.{type(backbone).__qualname__}", "arguments": {}}
 
@@ -343,8 +340,7 @@ def _build_backbone(part: dict[str, Any]) -> nn.Module:
             return blank(_build_backbone(arguments["network"]), Layout.read(arguments["layout"]))
         case "ClassLoRA":
             arguments = part["arguments"]
-            network = _build_backbone(arguments["network"])
-            return class_lora(network, arguments["linears"], rank=arguments["rank"], scale=arguments["scale"])
+            return class_lora(_build_backbone(arguments["network"]), **arguments["layout"])
         case other:
             raise ValueError(f"the network {other} is not genflow's: build it and pass it as backbone=")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
-from typing import final
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -80,8 +80,7 @@ class ClassLoRA(Gated):
         """Return the adapted layers by their names in the backbone."""
         return {name: part for name, part in self.backbone.named_modules() if isinstance(part, ClassLoRALinear)}
 
-    def layout(self) -> dict[str, int | float | list[str]]:
-        """Return what `class_lora` builds a model from that these weights fit, beside the dense backbone."""
+    def plain_layout(self) -> dict[str, Any]:
         linears = self.linears()
         first = next(iter(linears.values()))
         return {"linears": list(linears), "rank": first.lora_a.shape[1], "scale": first.scale}

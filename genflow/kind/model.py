@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +42,7 @@ class Layout:
         return cls(class_to_tailor=tuple(plain["class_to_tailor"]), ranks=ranks)
 
 
-class Gated(nn.Module):
+class Gated(nn.Module, abc.ABC):
     """A backbone and the gate that drives its layers: `backbone(x, c_noise, y, s)` under `g(y)`.
 
     Any backbone will do, unchanged: the gate is held for the length of a call, and the layers look it up. To run
@@ -91,6 +92,10 @@ class Gated(nn.Module):
         """Return the label tables by their names in the backbone."""
         return {name: part for name, part in self.backbone.named_modules() if isinstance(part, ClassRows)}
 
+    @abc.abstractmethod
+    def plain_layout(self) -> dict[str, Any]:
+        """Return, for JSON, what must be known beside the weights and the dense backbone to build it again."""
+
 
 @final
 class Decomposed(Gated):
@@ -107,6 +112,9 @@ class Decomposed(Gated):
         """Return the structure, from which `blank` builds a model that these weights fit."""
         ranks = {n: (p.learngene_sigma.shape[0], p.tailor_sigma.shape[1]) for n, p in self.linears().items()}
         return Layout(class_to_tailor=self.gate.class_to_tailor, ranks=ranks)
+
+    def plain_layout(self) -> dict[str, Any]:
+        return self.layout().plain()
 
 
 def blank(backbone: nn.Module, layout: Layout) -> Decomposed:
