@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import shutil
 import time
@@ -271,7 +272,9 @@ def width_of(given: Given, stored: int, classes: int) -> int:
             arguments = {"image_size": (side, side), "in_channels": 1, "patch_size": given.setting.patch_size}
             return parameters(DiT(**arguments, num_classes=classes, width=width, depth=DEPTH, heads=HEADS))
 
-    return min(range(HEADS, 4 * WIDTH, HEADS), key=lambda width: abs(count(width) - stored))
+    widths = range(HEADS, 4 * WIDTH, HEADS)
+    above = bisect.bisect_left(widths, stored, key=count)
+    return min(widths[above - 1 : above + 1], key=lambda width: abs(count(width) - stored))
 
 
 def one_step(given: Given, key: Record) -> Record:

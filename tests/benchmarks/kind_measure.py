@@ -113,7 +113,7 @@ class Judge:
     def read(self, images: Tensor) -> Tensor:
         """Return the digits (N,) that the network reads in images (N, C, H, W) uint8."""
         with torch.no_grad():
-            logits = [self.network(part).logits for part in images.split(64)]
+            logits = [self.network.outputs(part).logits for part in images.split(64)]
         return torch.cat([part.argmax(dim=1).cpu() for part in logits if part is not None])
 
 
