@@ -18,6 +18,7 @@ that file to measure anew, as after any change to what is trained. Writes result
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -40,7 +41,10 @@ SETTINGS = {
 def best_rate(records: Records, job: str, arm: str) -> float:
     """Return the learning rate with the least score of an arm's trials."""
     tried = [r for r in records.all() if (r["job"], r["purpose"], r["arm"]) == (job, "trial", arm)]
-    return min((r for r in tried if "score" in r), key=lambda r: r["score"])["rate"]
+    good = [r for r in tried if math.isfinite(r.get("score", math.nan))]
+    if not good:
+        raise SystemExit(f"every trial of {job} {arm} failed, as {records.path} says: delete its lines to try again")
+    return min(good, key=lambda r: r["score"])["rate"]
 
 
 def trials(job: str, arms: list[str], setting: Setting) -> list[Record]:
