@@ -140,7 +140,7 @@ def _summary(denoiser: Denoiser, origin: Training | Imported | None) -> str:
         case None:
             made = "in genflow's format"
     kind = {1: "grey images", 3: "RGB images"}.get(channels, f"latents of {channels} channels")
-    classes = f", {denoiser.num_classes} classes" if denoiser.num_classes else ""
+    classes = f", {len(denoiser.classes)} classes" if denoiser.classes else ""
     return f"An image generator {made}: {height}x{width} {kind}{classes}."
 
 
@@ -150,7 +150,9 @@ def _is_latent(denoiser: Denoiser) -> bool:
 
 def _sampling(denoiser: Denoiser, repo: str, origin: Training | Imported | None) -> str:
     """Say how to sample, in Python that runs as it stands."""
-    labels = f"labels=[k % {denoiser.num_classes} for k in seeds], " if denoiser.num_classes else ""
+    classes = denoiser.classes
+    label = f"k % {len(classes)}" if len(classes) == denoiser.num_classes else f"{[*classes]}[k % {len(classes)}]"
+    labels = f"labels=[{label} for k in seeds], " if classes else ""
     scale = max(1, 48 // denoiser.image_shape[-1])
     draw = f'genflow.write_image("samples.png", genflow.grid(images, columns=4, scale={scale}))'
     how = f'{labels}sampler="{denoiser.sampler}", steps={denoiser.steps}'
@@ -191,7 +193,9 @@ def _data(denoiser: Denoiser, training: Training | None) -> str:
         return "Not recorded with the model."
     data = training.config.data
     lines = [f"`{data.path}`" + (", a set that comes with genflow" if data.path in EMBEDDED else "")]
-    count = _image_count(data.path)
+    if data.keep:
+        lines.append(f"of its classes {', '.join(map(str, data.keep))} alone, renumbered from 0")
+    count = None if data.keep else _image_count(data.path)
     lines.append(f"{count:,} training images" if count else "the number of images is not recorded")
     lines.append(f"{denoiser.num_classes} classes" if denoiser.num_classes else "trained without classes")
     if data.flip:

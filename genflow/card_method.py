@@ -16,6 +16,8 @@ from genflow.config import (
     RegressionConfig,
 )
 from genflow.denoiser import Denoiser
+from genflow.evaluation.wording import plural
+from genflow.kind import Decomposed
 
 
 def method(denoiser: Denoiser, run: Config | None) -> str:
@@ -31,7 +33,28 @@ def method(denoiser: Denoiser, run: Config | None) -> str:
         f" `{_call(config['network'])}` | {count:,} |",
     ]
     learned = "" if run is None else _learned(run.objective)
-    return "\n\n".join(filter(None, [" ".join(filter(None, [words, learned])), "\n".join(rows)]))
+    told = " ".join(filter(None, [words, learned, _decomposed(denoiser)]))
+    return "\n\n".join(filter(None, [told, "\n".join(rows)]))
+
+
+def _decomposed(denoiser: Denoiser) -> str:
+    """Say of a decomposed model what it is made of, and which classes it has; nothing of others."""
+    match denoiser.backbone:
+        case Decomposed() as model:
+            gate, layers = model.gate, model.linears().values()
+            counts = [
+                sum(part.numel() for each in groups for part in (each.u, each.sigma, each.v))
+                for groups in ([layer.learngenes for layer in layers], [layer.tailors for layer in layers])
+            ]
+            lost = len(gate.kept) < gate.num_classes
+            has = f"; of {gate.num_classes} classes it has {', '.join(map(str, gate.kept))}" if lost else ""
+            return (
+                "Its kernels are decomposed by KIND (arXiv 2408.07337) into learngenes, which all classes share"
+                f" ({counts[0]:,} parameters), and {plural(len(gate.tailors), 'tailor')} of single classes"
+                f" ({counts[1]:,}){has}. `genflow kind` takes it apart and merges it."
+            )
+        case _:
+            return ""
 
 
 def _learned(objective: RegressionConfig | ConsistencyConfig) -> str:
@@ -77,6 +100,8 @@ def _words(schedule: str, parameterization: str) -> str:
 
 def _call(part: Mapping[str, Any]) -> str:
     """Write a part of the model's configuration as the call that makes it; a long table by its ends."""
+    if part["class"] == "Decomposed":  # whose layout is told in words
+        return f"Decomposed({_call(part['arguments']['network'])})"
     shown = []
     for key, value in part["arguments"].items():
         if isinstance(value, Mapping):  # a part of a part

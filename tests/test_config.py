@@ -15,6 +15,7 @@ from genflow.config import (
     DiscreteVPConfig,
     DiTConfig,
     KarrasConfig,
+    KINDConfig,
     LinearConfig,
     LogNormalConfig,
     LPIPSConfig,
@@ -25,6 +26,7 @@ from genflow.config import (
     PseudoHuberConfig,
     RegressionConfig,
     TrainConfig,
+    TransferConfig,
     UNetConfig,
     UShapedConfig,
     VelocityResidualConfig,
@@ -85,11 +87,15 @@ CONVERTED = Config(
     schedule=LinearConfig(),
     parameterization=ConvertedConfig(schedule=DiscreteVPConfig(count=37), row=PredictVConfig()),
 )
+SURGERY = Config(surgery=KINDConfig(class_to_tailor=(0, -1, 0), linears=r"(.*\.)?q", order="interleaved"))
+TRANSFER = Config(data=DataConfig(keep=(1, 2)), init="a", surgery=TransferConfig(trains="all", lazy_tailors=True))
 LPIPS = Config(objective=RegressionConfig(metric=LPIPSConfig(perceptual=VGGConfig(weights="a.pth"), divide_by_t=True)))
 
 
 @pytest.mark.parametrize(
-    "config", [Config(), ALL_KINDS, Config(backbone=UNetConfig(attention=())), RFPP, LPIPS, CONVERTED], ids=range(6)
+    "config",
+    [Config(), ALL_KINDS, Config(backbone=UNetConfig(attention=())), RFPP, LPIPS, CONVERTED, SURGERY, TRANSFER],
+    ids=range(8),
 )
 def test_a_written_configuration_reads_back_unchanged(config, tmp_path) -> None:
     assert read(tmp_path, to_toml(config)) == config
@@ -106,7 +112,9 @@ def test_a_recipe_survives_being_written_and_builds_a_model(name: str, tmp_path,
     with torch.device("cpu" if small else "meta"):  # networks without weights, where they have many
         shape = (1, size, size)  # nor are there models to start from, and teachers are diffusion models
         edm = Denoiser(torch.nn.Identity(), VE(), Karras(), image_shape=shape, num_classes=10)
-        monkeypatch.setattr("genflow.build.load_named", lambda path, option: edm)
+        start = build_denoiser(load_config(find_recipe("tiny-kind")), shape, 10) if "transfer" in name else edm
+        monkeypatch.setattr("genflow.build.load_named", lambda path, option: start)
+        monkeypatch.setattr("genflow.build_surgery.load_named", lambda path, option: start)
         monkeypatch.setattr("genflow.build_objective.load_named", lambda path, option: copy.deepcopy(edm))
         monkeypatch.setattr("genflow.build_surgery.load_weights", lambda denoiser, source: None)
         monkeypatch.setattr("genflow.build.misreading", lambda source, denoiser: "")

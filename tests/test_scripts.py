@@ -172,7 +172,8 @@ def test_two_machines_train_one_model_and_stop_when_one_of_them_is_told_to(tmp_p
 
 
 @pytest.mark.parametrize(
-    "script", ["train/diffusion.py", "train/rectified_flow.py", "train/consistency.py", "sample/generate.py"]
+    "script",
+    ["train/diffusion.py", "train/rectified_flow.py", "train/consistency.py", "train/kind.py", "sample/generate.py"],
 )
 def test_a_script_refuses_in_one_line_and_explains_itself(script: str, tmp_path) -> None:
     command = [sys.executable, str(ROOT / script)]

@@ -21,6 +21,7 @@ from genflow.cli.models import Team, join_processes, load_model
 from genflow.cli.sides import (
     DTYPES,
     Drawing,
+    Reading,
     ReadingArguments,
     ReferenceSide,
     Side,
@@ -33,8 +34,6 @@ from genflow.cli.sides import (
     reading_of,
 )
 from genflow.config_files import parse_arguments
-from genflow.data.decoding import Decoding
-from genflow.data.images import load_images
 from genflow.evaluation.caveats import caveats, check_sizes, gaps, out_of_reach, same
 from genflow.evaluation.features import FeatureNetwork, load_features
 from genflow.evaluation.measurement import (
@@ -139,7 +138,7 @@ def fid(arguments: Sequence[str], *, prog: str = "genflow fid") -> None:
         asked -= OF_INCEPTION
     wanted = Wanted(metrics=asked, per_class=options.per_class)
     _check_reach(wanted, name, sides[0], reference)
-    results = _measured(options, wanted, name, sides, reference, team)
+    results = _measured(options, wanted, name, sides, reference, reading, team)
     if team.rank == 0 and options.report is not None:
         command = shlex.join([prog, *arguments])
         title = f"{sides[0].said.name} against {reference.said.name}"
@@ -148,7 +147,13 @@ def fid(arguments: Sequence[str], *, prog: str = "genflow fid") -> None:
 
 
 def _measured(
-    options: FidArguments, wanted: Wanted, name: str, sides: Sequence[Side], reference: ReferenceSide, team: Team
+    options: FidArguments,
+    wanted: Wanted,
+    name: str,
+    sides: Sequence[Side],
+    reference: ReferenceSide,
+    reading: Reading,
+    team: Team,
 ) -> list[Result]:
     """Measure all sides against the reference, and print each result when it is there."""
     dtype, shape = DTYPES[options.dtype], sides[0].said.shape
@@ -167,8 +172,7 @@ def _measured(
             there = Gathered(moments=file.stats, spatial=None if spatial is None else lambda: spatial)
         beside = None
         if len(sides[0].ranges) > 1 and reference.data is not None:
-            size = Decoding(size=reference.data.image_shape[-1])
-            beside = Beside.of(load_images(options.reference, "train", decoding=size), reference.data, network)
+            beside = Beside.of(reading.load(options.reference, "train"), reference.data, network)
         for side in sides:
             classes = side.ranges[0].classes
             progress = _bar(_how(side), team)

@@ -26,6 +26,7 @@ commands:
   fid SAMPLES REF     how far a model's samples, or images, are from a reference: figures with their protocol
   stats DATA          mean and covariance of a reference's features, as a file to give to fid
   straightness MODEL  how straight flows are, before and after reflow; drawn by --picture
+  kind COMMAND        take KIND's decomposed models apart, grow them, put them together (genflow kind --help)
   search-times MODEL  find the noise levels between a consistency model's steps, and store them with it
   compare FILES       rank what fid --out wrote, if it was measured alike
   import WEIGHTS      turn published weights of EDM, rfpp or DiT into a model folder
@@ -43,6 +44,7 @@ examples:
   genflow fid runs/tiny-rf/model digits --steps 1,2,4 --out result.json --report report.html
   genflow stats photos/ --data.size 64 -o photos.npz
   genflow straightness runs/teacher/model runs/student/model --pairs pairs/ --picture paths.png
+  genflow kind extract runs/tiny-kind --classes 3,5 -o small/
   genflow search-times runs/tiny-ict/model digits --steps 2
   genflow compare before.json after.json
   genflow import edm-cifar10.safetensors --out models/edm-cifar10
@@ -52,7 +54,7 @@ genflow COMMAND --help explains every option; genflow --version prints the versi
 """
 COMMANDS = (
     *("train", "sample", "pairs", "invert", "fid", "stats", "straightness"),
-    *("search-times", "compare", "import", "push", "demo", "demo-reflow"),
+    *("kind", "search-times", "compare", "import", "push", "demo", "demo-reflow"),
 )
 RESUMABLE = ("train", "sample", "pairs", "demo", "demo-reflow")
 RESUMES = "stopped; the same command again continues from what is saved"
@@ -111,6 +113,10 @@ def _run(command: str, rest: list[str]) -> None:
             from genflow.cli.straightness import straightness
 
             straightness(rest)
+        case "kind":
+            from genflow.cli.kind import kind
+
+            kind(rest)
         case "search-times":
             from genflow.cli.search_times import search_model_times
 
@@ -127,18 +133,23 @@ def _run(command: str, rest: list[str]) -> None:
             from genflow.cli.push import push
 
             push(rest)
-        case "demo":
-            from genflow.cli.demo import demo
-
-            demo(rest)
-        case "demo-reflow":
-            from genflow.cli.demo_reflow import demo_reflow
-
-            demo_reflow(rest)
+        case "demo" | "demo-reflow":
+            _demonstrate(command, rest)
         case _:
             close = difflib.get_close_matches(command, COMMANDS, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
             raise ValueError(f"unknown command {command!r}; {hint}")
+
+
+def _demonstrate(command: str, rest: list[str]) -> None:
+    if command == "demo":
+        from genflow.cli.demo import demo
+
+        demo(rest)
+    else:
+        from genflow.cli.demo_reflow import demo_reflow
+
+        demo_reflow(rest)
 
 
 def guard(action: Callable[[], object], stopped: str = RESUMES) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from genflow.cli.sides import ReadingArguments, reading_of
 from genflow.data.embedded import MNIST_SIDE
-from genflow.data.images import ImageData, Split, load_images
+from genflow.data.images import ImageData, Split
 from genflow.data.pairs import is_pairs
 from genflow.denoiser import Denoiser
 
@@ -16,7 +16,7 @@ def read_for(denoiser: Denoiser, model: str, source: str, split: Split, reading:
     """
     if is_pairs(source):
         raise ValueError(f"{source} is a folder of pairs, whose images have their noise already: give a set of images")
-    data = load_images(source, split, decoding=reading_of(reading, model, source))
+    data = reading_of(reading, model, source).load(source, split)
     if data.image_shape != denoiser.image_shape:
         (channels, height, width), (own, *size) = data.image_shape, denoiser.image_shape
         raise ValueError(
@@ -35,7 +35,7 @@ def _conversion(source: str, denoiser: Denoiser) -> str:
 
 
 def own_labels(denoiser: Denoiser, data: ImageData) -> list[int] | None:
-    """Return each image's class, as the model counts them; None for a model without classes.
+    """Return each image's class, as the model counts them: in order those that it has. None for one without classes.
 
     Raises ``ValueError`` for images without labels, and for more classes than the model has.
     """
@@ -43,9 +43,10 @@ def own_labels(denoiser: Denoiser, data: ImageData) -> list[int] | None:
         return None
     if data.labels is None:
         raise ValueError(f"this model has classes, and the images of {data.name} no labels: give --labels none")
-    if data.num_classes > denoiser.num_classes:
+    classes = denoiser.classes
+    if data.num_classes > len(classes):
         raise ValueError(
-            f"the images of {data.name} have {data.num_classes} classes, and this model {denoiser.num_classes}: give"
-            " --labels none"
+            f"the images of {data.name} have {data.num_classes} classes, and this model {len(classes)}: give"
+            " --labels none, or take those that the model has by --data.keep"
         )
-    return data.labels.tolist()
+    return [classes[label] for label in data.labels.tolist()]

@@ -36,7 +36,7 @@ class SampleArguments:
     first_seed: int = 0
     """The seed of the first image; the others follow it."""
     labels: tuple[int, ...] = ()
-    """Classes, used in turn; by default all of the model's. The number of classes itself means "no class"."""
+    """Classes, used in turn; by default all that the model has. The number of classes itself means "no class"."""
     steps: int = 0
     """Steps of the sampler; 0 is the model's default."""
     sampler: Literal["default", "euler", "heun", "dpmpp_2m", "ancestral", "multistep", "straight", "straight_heun"] = (
@@ -63,7 +63,7 @@ def sample(arguments: Sequence[str], *, prog: str = "genflow sample") -> None:
     from genflow.cli.cautions import caution_of_straight
     from genflow.cli.models import join_processes, load_model, picture_shape
     from genflow.denoiser import weights_hash
-    from genflow.sampling.generate import choose_times, generate, network_calls
+    from genflow.sampling.generate import choose_times, generate, list_labels, network_calls
 
     team = join_processes(options.device)
     denoiser = load_model(options.model, team.device)
@@ -75,7 +75,8 @@ def sample(arguments: Sequence[str], *, prog: str = "genflow sample") -> None:
     sampler = denoiser.sampler if options.sampler == "default" else options.sampler
     steps = options.steps or denoiser.steps
     choose_times(denoiser, steps, None)  # refuses what cannot be before anything is written
-    classes = options.labels or tuple(range(denoiser.num_classes))
+    list_labels(denoiser, options.labels or None, len(options.labels))  # as are labels that it has not
+    classes = options.labels or denoiser.classes
     made = {
         "weights": weights_hash(denoiser),
         "sampler": sampler,

@@ -88,6 +88,9 @@ def _rule(teacher: Denoiser, options: PairsArguments) -> str | list[int]:
         rule = list_labels(teacher, rule, len(rule)) or "random"
     if teacher.num_classes == 0:
         rule = "none"
+    if rule == "random" and len(teacher.classes) < teacher.num_classes:
+        have = " ".join(map(str, teacher.classes))
+        raise ValueError(f"this teacher has lost some of its classes: give --labels {have}, those that it has")
     if rule == "none" and options.guidance != 1:
         advice = (
             "leave it out, or give --labels random" if teacher.num_classes else "this teacher has none, leave it out"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from genflow.cli.cautions import has_pairs
 from genflow.cli.models import run_of
 from genflow.config import Config, DataConfig
-from genflow.data.decoding import Decoding
+from genflow.data.decoding import AS_STORED, Decoding
 from genflow.data.images import EMBEDDED, ImageData, Split, load_images
 from genflow.data.pairs import MOST_PAIRS, is_pairs, load_pairs
 from genflow.denoiser import Denoiser, is_saved, saved_in, weights_hash
@@ -39,6 +39,26 @@ class ReadingArguments:
     """Colour that transparent images are laid on; "" refuses transparency."""
     scale_16_bit: bool = False
     """Scale images of 16 bits a channel to 8; otherwise they are refused."""
+    keep: tuple[int, ...] = ()
+    """Take the images of these classes alone, of the reference and of embedded sets; () takes all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How image files are read, and of which classes images are taken: of those kept, or of all."""
+
+    decoding: Decoding = AS_STORED
+    keep: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, how: ReadingArguments | DataConfig) -> Reading:
+        """Return what options, or the configuration of a run, say."""
+        return cls(decoding=Decoding(how.size or None, how.channels, how.background, how.scale_16_bit), keep=how.keep)
+
+    def load(self, source: str, split: Split) -> ImageData:
+        """Return the images of a source."""
+        data = load_images(source, split, decoding=self.decoding)
+        return data.of_classes(self.keep) if self.keep else data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,19 +85,23 @@ def is_measured_model(samples: str) -> bool:
     return is_saved(saved_in(samples))
 
 
-def reading_of(given: ReadingArguments, samples: str, reference: str) -> Decoding:
-    """Return how files are read: as asked for, else as the run of the model read its images."""
-    how: ReadingArguments | DataConfig = given
+def reading_of(given: ReadingArguments, samples: str, reference: str) -> Reading:
+    """Return how files are read: as asked for, else as the run of the model read its images.
+
+    Of the set that the run was on it is images of the same classes.
+    """
     config = run_of(samples)
-    if given == ReadingArguments() and is_measured_model(samples) and config is not None:
-        how = config.data if reference not in EMBEDDED or reference == config.data.path else given
-    return Decoding(how.size or None, how.channels, how.background, how.scale_16_bit)
+    if given != ReadingArguments() or not is_measured_model(samples) or config is None:
+        return Reading.of(given)
+    if reference == config.data.path:
+        return Reading.of(config.data)
+    return Reading.of(given if reference in EMBEDDED else replace(config.data, keep=()))
 
 
-def read_reference(source: str, reading: Decoding, features: str, *, part: Split = "test") -> ReferenceSide:
+def read_reference(source: str, reading: Reading, features: str, *, part: Split = "test") -> ReferenceSide:
     """Return the reference: statistics of the network ``features``, a ``part`` of an embedded set, or images."""
     if is_reference(Path(source)):
-        if reading != Decoding():
+        if reading != Reading():
             raise ValueError(
                 f"{source} is a file of statistics: --data options say how images are read, leave them out"
             )
@@ -88,20 +112,21 @@ def read_reference(source: str, reading: Decoding, features: str, *, part: Split
     return ReferenceSide(said=said_of(data, split), data=data)
 
 
-def read_samples(source: str, reading: Decoding) -> Side:
-    """Return images as samples: of an embedded set the part that is trained on."""
+def read_samples(source: str, reading: Reading) -> Side:
+    """Return images as samples: of an embedded set the part that is trained on, of others all classes."""
     split: Split = "train" if source in EMBEDDED else "all"
+    reading = reading if source in EMBEDDED else replace(reading, keep=())
     data = read_images(source, split, reading)
     said = said_of(data, split)
     return Side(said=said, ranges=[FoundImages(data)], resize=None if is_pairs(source) else said.resize)
 
 
-def read_images(source: str, split: Split, reading: Decoding) -> ImageData:
+def read_images(source: str, split: Split, reading: Reading) -> ImageData:
     """Return images of any source; of reflow pairs the first, at most 50,000, without their noise and labels."""
     if not is_pairs(source):
-        return load_images(source, split, decoding=reading)
+        return reading.load(source, split)
     pairs = load_pairs(source)
-    if reading not in (Decoding(), Decoding(size=pairs.image_shape[-1])):
+    if reading not in (Reading(), Reading(decoding=Decoding(size=pairs.image_shape[-1]))):
         raise ValueError(
             f"{source} holds pairs of {pairs.image_shape}, whose images are pixels already: leave the --data options"
             " out"
@@ -148,7 +173,7 @@ def draw_samples(denoiser: Denoiser, name: str, reference: ReferenceSide, drawin
         )
     label, rule = label_rule(denoiser, reference.data)
     known = reference.data.class_names if reference.data is not None else ()
-    names = () if label is None else known or tuple(map(str, range(denoiser.num_classes)))
+    names = () if label is None else known or tuple(map(str, denoiser.classes))
     ranges = [
         Samples(
             denoiser=denoiser,
@@ -156,6 +181,7 @@ def draw_samples(denoiser: Denoiser, name: str, reference: ReferenceSide, drawin
             first_seed=drawing.first_seed + k * drawing.count,
             label=label,
             classes=names,
+            numbers=denoiser.classes,
             steps=drawing.steps,
             sampler=drawing.sampler,
             guidance=drawing.guidance,
@@ -209,18 +235,22 @@ def label_rule(denoiser: Denoiser, data: ImageData | None) -> tuple[Callable[[in
 
 
 def labels_of(denoiser: Denoiser, data: ImageData | None) -> Tensor | None:
-    """Return the labels to ask a model for: those of the reference's images, or its own classes in turn, or None.
+    """Return what to ask a model for: the classes of the reference's images, or its own in turn, or None.
 
+    They are places among the classes that the model has, which the reference has in the same order.
     Raises ``ValueError`` if both have classes, but not as many.
     """
-    if denoiser.num_classes == 0:
+    classes = denoiser.classes
+    if not classes:
         return None
     if data is None or data.labels is None:
-        return torch.arange(denoiser.num_classes)
-    if data.num_classes != denoiser.num_classes:
+        return torch.arange(len(classes))
+    if data.num_classes != len(classes):
+        which = "" if len(classes) == denoiser.num_classes else f" ({', '.join(map(str, classes))})"
         raise ValueError(
-            f"the model has {denoiser.num_classes} classes, {data.name} has {data.num_classes}: images of one"
-            " class cannot be measured against those of another; put the reference in one folder without classes"
+            f"the model has {len(classes)} classes{which}, {data.name} has {data.num_classes}: images of one class"
+            " cannot be measured against those of another; take those that the model has by --data.keep, or put the"
+            " reference in one folder without classes"
         )
     return torch.from_numpy(data.labels)
 

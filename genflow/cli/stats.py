@@ -11,9 +11,8 @@ import tyro
 from tqdm import tqdm
 
 from genflow.cli.models import Team, join_processes
-from genflow.cli.sides import DTYPES, ReadingArguments, is_measured_model, read_images, said_of
+from genflow.cli.sides import DTYPES, Reading, ReadingArguments, is_measured_model, read_images, said_of
 from genflow.config_files import parse_arguments
-from genflow.data.decoding import Decoding
 from genflow.data.images import EMBEDDED, ImageData, Split
 from genflow.evaluation.blocks import BlockStats
 from genflow.evaluation.extraction import PixelDigest, Progress, SpatialMoments, VectorBlocks, pass_through
@@ -95,7 +94,7 @@ def stats(arguments: Sequence[str], *, prog: str = "genflow stats") -> None:
 
 def _images(options: StatsArguments) -> tuple[Split, ImageData]:
     """Return the images asked for, and which part of their set they are."""
-    source, how = options.source, options.data
+    source = options.source
     check_place(options.out)
     if options.out.suffix != ".npz":
         raise ValueError(f"--out {options.out} must end in .npz: other tools know files of statistics by that")
@@ -108,8 +107,7 @@ def _images(options: StatsArguments) -> tuple[Split, ImageData]:
         raise ValueError(f"{source} is a file of statistics already: give the images, or give it to  genflow fid")
     default: Split = "test" if source in EMBEDDED else "all"
     split: Split = default if options.split == "auto" else options.split
-    reading = Decoding(how.size or None, how.channels, how.background, how.scale_16_bit)
-    data = read_images(source, split, reading)
+    data = read_images(source, split, Reading.of(options.data))
     if len(data) < 2:
         raise ValueError(f"{data.name} has one image, and a covariance needs at least 2")
     return split, data

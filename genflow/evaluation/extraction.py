@@ -218,16 +218,23 @@ class PixelDigest:
 
 @final
 class AskedClass:
-    """Share of images that the network reads as the class that was asked for."""
+    """Share of images that the network reads as the class that was asked for.
 
-    def __init__(self) -> None:
+    Args:
+        meant: the network's own class of each label.
+    """
+
+    def __init__(self, meant: Sequence[int]) -> None:
+        self.meant = torch.tensor(meant)
         self._sum = torch.zeros(2, dtype=torch.float64)
 
     def update(self, passed: Passed) -> None:
         assert passed.outputs.logits is not None
         assert passed.labels is not None
         read = passed.outputs.logits.argmax(dim=1).cpu()
-        self._sum += torch.tensor([float((read == passed.labels).sum()), float(len(read))], dtype=torch.float64)
+        self._sum += torch.tensor(
+            [float((read == self.meant[passed.labels]).sum()), float(len(read))], dtype=torch.float64
+        )
 
     def reduce(self) -> None:
         self._sum = sum_over_processes(self._sum)

@@ -291,7 +291,9 @@ def measure(
     """
     with scratch_folder() as folder:
         near = [NearestImages(beside.train) for _ in ranges] if beside is not None else []
-        asked = [AskedClass() for _ in ranges] if beside is not None and classes and reads_digits(network.name) else []
+        asked: list[AskedClass] = []
+        if beside is not None and classes and reads_digits(network.name):
+            asked = [AskedClass([int(name) for name in classes]) for _ in ranges]
         sets = [
             gather(each, network, wanted, folder, also=[*near[k : k + 1], *asked[k : k + 1]], progress=progress)
             for k, each in enumerate(ranges)

@@ -68,6 +68,7 @@ class Samples(Source):
         first_seed: the seed of the first.
         label: the class to ask a seed for; None asks for none.
         classes: their names.
+        numbers: the model's label of each class; () if it counts them as they are counted here.
         steps, times, sampler, guidance: as in ``generate``; None is the model's default.
     """
 
@@ -76,6 +77,7 @@ class Samples(Source):
     first_seed: int = 0
     label: Callable[[int], int] | None = None
     classes: tuple[str, ...] = ()
+    numbers: tuple[int, ...] = ()
     steps: int | None = None
     times: Sequence[float] | None = None
     sampler: str | None = None
@@ -88,7 +90,7 @@ class Samples(Source):
         images = generate(
             self.denoiser,
             seeds,
-            labels=asked,
+            labels=[self.numbers[k] for k in asked] if asked and self.numbers else asked,
             steps=self.steps,
             times=self.times,
             sampler=self.sampler,

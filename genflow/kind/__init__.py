@@ -27,6 +27,8 @@ from genflow.kind.linear import KINDLinear as KINDLinear
 from genflow.kind.model import Decomposed as Decomposed
 from genflow.kind.model import Layout as Layout
 from genflow.kind.model import blank as blank
+from genflow.kind.orthogonality import Departure as Departure
+from genflow.kind.orthogonality import departures as departures
 from genflow.kind.surgery import KINDConfig as KINDConfig
 from genflow.kind.surgery import decompose as decompose
 from genflow.kind.surgery import merge as merge

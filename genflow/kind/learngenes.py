@@ -135,14 +135,15 @@ def remove_tailors(model: Decomposed, classes: Collection[int] | None = None) ->
     """Return a copy without these classes (all, if left out), as if they had never been; later labels move down.
 
     A tailor goes with the last of its classes. Without any the model is its learngenes: add tailors to transfer them.
+    Classes that were dropped before lose their labels too.
 
     Raises:
-        ValueError: For classes that the model does not have.
+        ValueError: For classes out of range.
     """
     gate = model.gate
     gone = set(range(gate.num_classes)) if classes is None else set(classes)
-    if classes is not None:
-        _check_classes(gate, classes)
+    if outside := sorted(gone - set(range(gate.num_classes))):
+        raise ValueError(f"this model has classes 0 to {gate.num_classes - 1}, and was asked to remove {outside}")
     class_to_tailor = [t for c, t in enumerate(gate.class_to_tailor) if c not in gone]
     chosen = _places(gate, ClassGate(class_to_tailor).tailors)
     stay = [i for i, c in enumerate(gate.kept) if c not in gone]

@@ -9,11 +9,13 @@ import pytest
 from small import make_config
 from teachers import make_teacher
 
+from genflow.build import export
 from genflow.cli.cautions import caution_of_data, caution_of_straight, classes_of, is_of_pairs
 from genflow.cli.main import main
 from genflow.config import Config, DataConfig, RegressionConfig, UniformConfig, UShapedConfig
 from genflow.config_files import to_toml
 from genflow.denoiser import config_file
+from genflow.kind import KINDConfig, decompose
 
 TINY = ["--backbone.width", "16", "--train.batch-size", "8", "--train.steps", "1", "--train.preview-every", "0"]
 WARNED = "solves straight flows only"
@@ -121,6 +123,18 @@ def test_pairs_without_labels_take_classes_away_and_it_is_said(tmp_path, capsys)
     assert capsys.readouterr().err == ""
     assert main(["train", "tiny-edm", *TINY, "--data.path", "bare", "--name", "bare"]) == 0
     assert capsys.readouterr().err.count("have no labels") == 1
+
+
+def test_classes_of_a_decomposed_teacher_are_counted_too(tmp_path, capsys) -> None:
+    teacher = make_teacher(tmp_path / "dense")
+    plan = KINDConfig(class_to_tailor=(0, 1, 2), linears=r"(.*\.)?(q|k|v|o)")
+    export(teacher.around(decompose(teacher.backbone, plan)), tmp_path / "kind")
+    given = ["--num", "4", "--steps", "1", "--labels", "none", "--out", str(tmp_path / "pairs")]
+    assert main(["pairs", str(tmp_path / "kind"), *given]) == 0
+    assert classes_of(str(tmp_path / "kind")) == 3
+    capsys.readouterr()
+    caution_of_data(replace(make_config(tmp_path), data=DataConfig(path=str(tmp_path / "pairs"))))
+    assert "their teacher has 3" in capsys.readouterr().err
 
 
 def test_classes_are_counted_wherever_a_model_lies() -> None:

@@ -218,13 +218,23 @@ def test_strangers_are_not_recombined():
 
 def test_what_is_not_there_is_refused():
     whole = extract(model(), {0, 1})
-    for function in (extract, remove_tailors):
-        with pytest.raises(ValueError, match=r"has classes \[0, 1\], and was asked for \[3\]"):
-            function(whole, {1, 3})
+    with pytest.raises(ValueError, match=r"has classes \[0, 1\], and was asked for \[3\]"):
+        extract(whole, {1, 3})
+    with pytest.raises(ValueError, match=r"has classes 0 to 4, and was asked to remove \[5\]"):
+        remove_tailors(whole, {1, 5})
     with pytest.raises(ValueError, match="have rank 9, and new ones must too; got 4"):
         add_tailors(whole, 1, rank=4)
     with pytest.raises(ValueError, match="at least one tailor"):
         add_tailors(whole, 0)
+
+
+def test_dropped_classes_can_be_forgotten():
+    """What is left of one class is the same, whether the others were dropped before or not."""
+    whole = model()
+    one = remove_tailors(extract(whole, {1, 3}), {0, 1, 2, 4})
+    other = remove_tailors(whole, {0, 1, 2, 4})
+    assert one.gate.class_to_tailor == other.gate.class_to_tailor == (3,)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def test_nothing_is_shared_with_the_copies():

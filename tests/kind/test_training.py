@@ -68,6 +68,8 @@ CONSISTENCY = {"schedule": VEConfig(), "parameterization": ConsistencyKarrasConf
 METHODS = {
     "flow": {},
     "unet": {"backbone": UNET},
+    "in parts": {"train": {"microbatch": 4, "gradient_checkpointing": True}},
+    "bf16": {"train": {"mixed_precision": "bf16"}},
     "edm": EDM,
     "ddpm": {"schedule": DiscreteVPConfig(count=100), "parameterization": PredictNoiseConfig()},
     "2-rf": {
@@ -171,6 +173,8 @@ def test_a_transfer_trains_tailors_and_label_rows_alone_and_outlives_its_start()
     shutil.rmtree("start")
     two = trainer_of(config)
     check_resume(config)
+    with pytest.raises(ValueError, match="holds a run with another surgery"):
+        check_resume(replace(config, surgery=TransferConfig(trains="all")))
     two.fit()
     assert_same(tensors(one), tensors(two))
     trained = one.objective.denoiser
