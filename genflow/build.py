@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from genflow.build_objective import build_objective as build_objective
 from genflow.build_start import check_pairs, load_named, misreading, resumes
-from genflow.build_surgery import make_lazy, numbered, operate
+from genflow.build_surgery import make_lazy, numbered, operate, to_save
 from genflow.config import (
     Config,
     ConsistencyConfig,
@@ -268,7 +268,7 @@ def build_trainer(config: Config) -> Trainer:
         preview=preview,
         probe=_probe(data, config, denoiser),
         evaluate=_Distance(data, config, accelerator.device) if config.train.evaluate_every else None,
-        export=export,
+        export=lambda average, folder: export(to_save(config, average), folder),
     )
     make_lazy(config, trainer.optimizer, denoiser)
     return trainer

@@ -1,4 +1,4 @@
-"""The composition root's part for what is done to a network before it is trained: KIND's surgery, and its transfer."""
+"""The composition root's part for what is done to a network before it is trained: KIND's surgery, and adapters."""
 
 # pyright: strict, reportUnknownMemberType=false, reportMissingTypeStubs=false
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from genflow import kind
+from genflow.adapters import adapt, merged
 from genflow.build_start import load_named, load_weights, resumes
 from genflow.config import Config, IntactConfig, KINDConfig, TransferConfig
 from genflow.data.images import ImageData
@@ -43,6 +44,20 @@ def operate(config: Config, fresh: Denoiser, source: Denoiser | None) -> Denoise
             if trains == "tailors":
                 kind.freeze(denoiser.backbone, "learngenes")
             return denoiser
+        case adapter:  # what KIND is compared with
+            if source is not None:
+                _check_dense(config, source)
+                load_weights(fresh, source)
+            return fresh.around(adapt(fresh.backbone, adapter, fresh.num_classes))
+
+
+def to_save(config: Config, denoiser: Denoiser) -> Denoiser:
+    """Return the model to write for others: with what was put around its layers merged into them."""
+    match config.surgery:
+        case IntactConfig() | KINDConfig() | TransferConfig():
+            return denoiser
+        case _:
+            return denoiser.around(merged(denoiser.backbone))
 
 
 def numbered(config: Config, data: ImageData | PairData) -> ImageData | PairData:
@@ -123,12 +138,17 @@ def _layout(config: Config) -> kind.Layout:
 
 
 def _check_dense(config: Config, source: Denoiser) -> None:
+    start = f"surgery {config.surgery.type} starts from a dense model"
     match source.backbone:
         case kind.Decomposed():
             raise ValueError(
-                f"init {config.init} is decomposed already, and surgery {config.surgery.type} starts from a dense"
-                ' model: go on with it by [surgery] type = "Transfer", or make it dense for one class by genflow kind'
-                " merge"
+                f"init {config.init} is decomposed already, and {start}: go on with it by [surgery] type ="
+                ' "Transfer", or make it dense for one class by genflow kind merge'
+            )
+        case kind.ClassLoRA():
+            raise ValueError(
+                f"init {config.init} has a LoRA for each class, and {start}: give the model that it was made of, or"
+                " make it dense for one class by genflow.kind.merge_class"
             )
         case _:
             return

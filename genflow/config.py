@@ -14,6 +14,16 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
+from genflow.config_adapters import BitFitConfig as BitFitConfig
+from genflow.config_adapters import ClassLoRAConfig as ClassLoRAConfig
+from genflow.config_adapters import DoRAConfig as DoRAConfig
+from genflow.config_adapters import FineTuningConfig as FineTuningConfig
+from genflow.config_adapters import IA3Config as IA3Config
+from genflow.config_adapters import LoHaConfig as LoHaConfig
+from genflow.config_adapters import LoRAConfig as LoRAConfig
+from genflow.config_adapters import OFTConfig as OFTConfig
+from genflow.config_adapters import PiSSAConfig as PiSSAConfig
+from genflow.config_adapters import TruncationConfig as TruncationConfig
 from genflow.config_consistency import AveragedWeightsConfig as AveragedWeightsConfig
 from genflow.config_consistency import ByImageConfig as ByImageConfig
 from genflow.config_consistency import ByTeacherConfig as ByTeacherConfig

@@ -18,6 +18,7 @@ from genflow.config import (
     DoublingConfig,
     EasyLevelsConfig,
     GridLevelsConfig,
+    IntactConfig,
     KarrasConfig,
     KINDConfig,
     LinearConfig,
@@ -90,6 +91,10 @@ def _check_surgery(config: Config) -> None:
             raise ValueError(
                 "surgery Transfer trains a decomposed model further: name it by --init, as genflow kind grow writes it"
             )
+        case IntactConfig() | TransferConfig():
+            return
+        case adapter if not config.init:
+            raise ValueError(f"surgery {adapter.type} fits a trained model to new classes: name it by --init")
         case _:
             return
 

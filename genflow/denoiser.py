@@ -19,7 +19,8 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 
 from genflow.files import write_text
-from genflow.kind.model import Decomposed, Layout, blank
+from genflow.kind.class_lora import class_lora
+from genflow.kind.model import Gated, Layout, blank
 from genflow.nn.dit import DiT
 from genflow.nn.unet import UNet
 from genflow.parameterizations import (
@@ -137,15 +138,15 @@ class Denoiser(ModelMixin, ConfigMixin):
     def classes(self) -> tuple[int, ...]:
         """The labels that can be asked for, rising: of a decomposed network those of the classes that it has kept."""
         match self.backbone:
-            case Decomposed(gate=gate):
+            case Gated(gate=gate):
                 return gate.kept
             case _:
                 return tuple(range(self.num_classes))
 
     def around(self, backbone: nn.Module) -> Denoiser:
-        """Return this model around another backbone: of a decomposed one, with its number of classes."""
+        """Return this model around another backbone: of one with a gate, with its number of classes."""
         match backbone:
-            case Decomposed(gate=gate):
+            case Gated(gate=gate):
                 num_classes = gate.num_classes
             case _:
                 num_classes = self.num_classes
@@ -226,14 +227,19 @@ Denoiser.__module__ = "genflow"
 
 
 def network_arguments(network: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a network was built with, as a model's configuration tells it; of a decomposed one, the one inside.
+    """Return what a network was built with, as a model's configuration tells it; of one with a gate, the one inside.
 
     ``network`` is the configuration's part of that name. A decomposed one has the classes of its own class map.
     """
     arguments = network.get("arguments", {})
-    if network.get("class") != "Decomposed":
-        return dict(arguments)
-    return network_arguments(arguments["network"]) | {"num_classes": len(arguments["layout"]["class_to_tailor"])}
+    match network.get("class"):
+        case "Decomposed":
+            count = len(arguments["layout"]["class_to_tailor"])
+            return network_arguments(arguments["network"]) | {"num_classes": count}
+        case "ClassLoRA":
+            return network_arguments(arguments["network"])
+        case _:
+            return dict(arguments)
 
 
 def is_consistency(denoiser: Denoiser) -> bool:
@@ -322,9 +328,9 @@ def _describe_backbone(backbone: nn.Module) -> dict[str, Any]:
     match backbone:
         case UNet() | DiT():
             return {"class": type(backbone).__name__, "arguments": backbone.arguments}
-        case Decomposed():
-            arguments = {"network": _describe_backbone(backbone.backbone), "layout": backbone.layout().plain()}
-            return {"class": "Decomposed", "arguments": arguments}
+        case Gated():
+            arguments = {"network": _describe_backbone(backbone.backbone), "layout": backbone.plain_layout()}
+            return {"class": type(backbone).__name__, "arguments": arguments}
         case _:  # somebody else's: named for the reader, rebuilt by whoever loads the folder
             return {"class": f"{type(backbone).__module__}.{type(backbone).__qualname__}", "arguments": {}}
 
@@ -338,6 +344,9 @@ def _build_backbone(part: dict[str, Any]) -> nn.Module:
         case "Decomposed":
             arguments = part["arguments"]
             return blank(_build_backbone(arguments["network"]), Layout.read(arguments["layout"]))
+        case "ClassLoRA":
+            arguments = part["arguments"]
+            return class_lora(_build_backbone(arguments["network"]), **arguments["layout"])
         case other:
             raise ValueError(f"the network {other} is not genflow's: build it and pass it as backbone=")
 

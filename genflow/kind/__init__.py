@@ -7,6 +7,9 @@ Source: "KIND: Knowledge Integration and Diversion for Training Decomposable Mod
 authors was found: what is said to be unconfirmed here is a choice of ours.
 """
 
+from genflow.kind.class_lora import ClassLoRA as ClassLoRA
+from genflow.kind.class_lora import class_lora as class_lora
+from genflow.kind.class_lora import merge_class as merge_class
 from genflow.kind.cost import Cost as Cost
 from genflow.kind.cost import Info as Info
 from genflow.kind.cost import info as info

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genflow.kind.gate import Assigned, Closed, Mixed, Switch
+from genflow.kind.gate import Assigned, Closed, Gating, Mixed, Switch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +92,38 @@ def cheapest(batch: int, tokens: int, tailors: int, rank: int, widths: int) -> s
     return min(costs, key=lambda mode: costs[mode])
 
 
+def with_tailors(base: Tensor, x: Tensor, tailors: Components, gating: Gating | None) -> Tensor:
+    """Add to what a layer gives every image what the tailors that are on give it: `base + Σ_c w_c x v_cᵀ σ_c u_cᵀ`.
+
+    Shapes: base (B, *, m), x (B, *, n) to (B, *, m), with B the batch that the gate was told of.
+
+    Raises:
+        RuntimeError: If no gate is held, as when the backbone is called rather than the model around it.
+        ValueError: If the batch is not the one that the gate was told of.
+    """
+    count, rank = tailors.sigma.shape
+    if gating is None:
+        raise RuntimeError("no gate is held: call the decomposed model, which tells its layers the classes")
+    if isinstance(gating, Closed) or count == 0:
+        return base
+    given = gating.weights if isinstance(gating, Mixed) else gating.tailors
+    if len(given) != len(x):
+        raise ValueError(f"the gate was told of {len(given)} images, and a layer got a batch of {len(x)}")
+    tokens = x.flatten(1, -2) if x.ndim > 2 else x[:, None]  # (B, N, n)
+    match gating:
+        case Mixed(weights):
+            added = mask(tokens, tailors, weights)
+        case Assigned():
+            match cheapest(len(x), tokens.shape[1], count, rank, x.shape[-1] + base.shape[-1]):
+                case "mask":
+                    added = mask(tokens, tailors, gating.weights(count))
+                case "gather":
+                    added = gather(tokens, tailors, gating)
+                case _:
+                    added = segments(tokens, tailors, gating)
+    return base + added.view_as(base)
+
+
 @final
 class KINDLinear(nn.Module):
     """Linear layer with a gated kernel, `W(y) x + b`, `W(y) = Σ_G u_i σ_i v_i + Σ_{j in tailor(y)} u_j σ_j v_j`.
@@ -133,28 +165,7 @@ class KINDLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         base = F.linear(F.linear(x, self.learngenes.down), self.learngene_u, self.bias)  # (B, *, m)
-        count, rank = self.tailor_sigma.shape
-        gating = self.switch.gating
-        if gating is None:
-            raise RuntimeError("no gate is held: call the decomposed model, which tells its layers the classes")
-        if isinstance(gating, Closed) or count == 0:
-            return base
-        given = gating.weights if isinstance(gating, Mixed) else gating.tailors
-        if len(given) != len(x):
-            raise ValueError(f"the gate was told of {len(given)} images, and a layer got a batch of {len(x)}")
-        tokens = x.flatten(1, -2) if x.ndim > 2 else x[:, None]  # (B, N, n)
-        match gating:
-            case Mixed(weights):
-                added = mask(tokens, self.tailors, weights)
-            case Assigned():
-                match cheapest(len(x), tokens.shape[1], count, rank, x.shape[-1] + base.shape[-1]):
-                    case "mask":
-                        added = mask(tokens, self.tailors, gating.weights(count))
-                    case "gather":
-                        added = gather(tokens, self.tailors, gating)
-                    case _:
-                        added = segments(tokens, self.tailors, gating)
-        return base + added.view_as(base)
+        return with_tailors(base, x, self.tailors, self.switch.gating)
 
     @torch.no_grad()
     def weight(self, tailors: Sequence[int] = ()) -> Tensor:

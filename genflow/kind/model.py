@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from genflow.kind.linear import Components, KINDLinear
 from genflow.nn.dit import DiT
 from genflow.nn.embeddings import LabelTable
 from genflow.nn.unet import UNet
+
+T = TypeVar("T", bound=nn.Module)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,9 +42,8 @@ class Layout:
         return cls(class_to_tailor=tuple(plain["class_to_tailor"]), ranks=ranks)
 
 
-@final
-class Decomposed(nn.Module):
-    """A backbone with decomposed kernels and the gate that drives them: `backbone(x, c_noise, y, s)` under `g(y)`.
+class Gated(nn.Module, abc.ABC):
+    """A backbone and the gate that drives its layers: `backbone(x, c_noise, y, s)` under `g(y)`.
 
     Any backbone will do, unchanged: the gate is held for the length of a call, and the layers look it up. To run
     something that is called otherwise, or with soft gates, hold the gate by hand:
@@ -50,8 +52,7 @@ class Decomposed(nn.Module):
     Set `gradient_checkpointing` here, not on the backbone inside: blocks that are computed again in the backward pass
     then find the gate of their own pass.
 
-    Shapes: as the backbone's; y (B,) int64 in [0, num_classes] or None, which is learngenes only for all.
-    Source: "KIND: Knowledge Integration and Diversion for Training Decomposable Models" (arXiv 2408.07337).
+    Shapes: as the backbone's; y (B,) int64 in [0, num_classes] or None, which opens no tailor.
 
     Raises:
         ValueError: For labels of classes that were dropped.
@@ -87,18 +88,33 @@ class Decomposed(nn.Module):
                 return self.backbone(x, c_noise, y, s)
             return self.backbone(x, c_noise, y, s, augment=augment)
 
-    def linears(self) -> dict[str, KINDLinear]:
-        """Return the decomposed layers by their names in the backbone."""
-        return {name: part for name, part in self.backbone.named_modules() if isinstance(part, KINDLinear)}
-
     def tables(self) -> dict[str, ClassRows]:
         """Return the label tables by their names in the backbone."""
         return {name: part for name, part in self.backbone.named_modules() if isinstance(part, ClassRows)}
+
+    @abc.abstractmethod
+    def plain_layout(self) -> dict[str, Any]:
+        """Return, for JSON, what must be known beside the weights and the dense backbone to build it again."""
+
+
+@final
+class Decomposed(Gated):
+    """A backbone with decomposed kernels and the gate that drives them; y = None is learngenes only for all.
+
+    Source: "KIND: Knowledge Integration and Diversion for Training Decomposable Models" (arXiv 2408.07337).
+    """
+
+    def linears(self) -> dict[str, KINDLinear]:
+        """Return the decomposed layers by their names in the backbone."""
+        return {name: part for name, part in self.backbone.named_modules() if isinstance(part, KINDLinear)}
 
     def layout(self) -> Layout:
         """Return the structure, from which `blank` builds a model that these weights fit."""
         ranks = {n: (p.learngene_sigma.shape[0], p.tailor_sigma.shape[1]) for n, p in self.linears().items()}
         return Layout(class_to_tailor=self.gate.class_to_tailor, ranks=ranks)
+
+    def plain_layout(self) -> dict[str, Any]:
+        return self.layout().plain()
 
 
 def blank(backbone: nn.Module, layout: Layout) -> Decomposed:
@@ -129,10 +145,19 @@ def blank(backbone: nn.Module, layout: Layout) -> Decomposed:
 
 def assembled(backbone: nn.Module, gate: ClassGate, *, device: torch.device) -> Decomposed:
     """Return the model of a backbone whose kernels are decomposed already, after cutting its label tables in place."""
+    split_tables(backbone, gate.class_to_tailor)
+    return placed(Decomposed(backbone, gate), device).train(backbone.training)
+
+
+def split_tables(backbone: nn.Module, class_to_tailor: Sequence[int]) -> None:
+    """Cut the label tables of a backbone, in place, into the rows of the classes and that of "no class".
+
+    Raises:
+        ValueError: If a table is of another number of classes.
+    """
     tables = {name: part for name, part in backbone.named_modules() if isinstance(part, LabelTable)}
     for name, table in tables.items():
-        backbone.set_submodule(name, ClassRows.split(table, gate.class_to_tailor))
-    return _placed(Decomposed(backbone, gate), device).train(backbone.training)
+        backbone.set_submodule(name, ClassRows.split(table, class_to_tailor))
 
 
 def tell_classes(backbone: nn.Module, num_classes: int) -> None:
@@ -163,7 +188,7 @@ def rebuilt(model: Decomposed, class_to_tailor: Sequence[int], recut: Recut, row
         backbone.set_submodule(name, ClassRows(rows(name, table), table.no_class, class_to_tailor))
     if model.tables():
         tell_classes(backbone, gate.num_classes)
-    copied = _placed(Decomposed(backbone, gate), next(model.parameters()).device)
+    copied = placed(Decomposed(backbone, gate), next(model.parameters()).device)
     copied.gradient_checkpointing = model.gradient_checkpointing
     return copied.train(model.training)
 
@@ -177,6 +202,6 @@ def _forget_classes(backbone: nn.Module) -> None:
             backbone.set_submodule(name, alone)
 
 
-def _placed(model: Decomposed, device: torch.device) -> Decomposed:
+def placed(model: T, device: torch.device) -> T:
     """Bring the buffers to the weights, unless those are to be loaded yet: nothing would bring the buffers back."""
     return model if device.type == "meta" else model.to(device)

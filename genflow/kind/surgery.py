@@ -58,6 +58,19 @@ class KINDConfig:
             raise ValueError("class_to_tailor holds tailors from 0, or -1: a class is dropped later, by extract")
 
 
+def matching_linears(backbone: nn.Module, pattern: str) -> dict[str, nn.Linear]:
+    """Return the `nn.Linear`s whose whole name matches a regular expression, by their names.
+
+    Raises:
+        ValueError: If none does; the message names those there are.
+    """
+    dense = {name: part for name, part in backbone.named_modules() if type(part) is nn.Linear}
+    chosen = {name: part for name, part in dense.items() if name and re.fullmatch(pattern, name)}
+    if not chosen:
+        raise ValueError(f"no nn.Linear has a name that matches {pattern!r}; this backbone has {_some(list(dense))}")
+    return chosen
+
+
 @torch.no_grad()
 def decompose(backbone: nn.Module, config: KINDConfig) -> Decomposed:
     """Return a decomposed copy of a backbone: each chosen kernel becomes its singular components, dealt out to groups.
@@ -75,12 +88,7 @@ def decompose(backbone: nn.Module, config: KINDConfig) -> Decomposed:
     """
     gate = ClassGate(config.class_to_tailor)
     backbone = copy.deepcopy(backbone)
-    dense = {name: part for name, part in backbone.named_modules() if type(part) is nn.Linear}
-    chosen = {name: part for name, part in dense.items() if name and re.fullmatch(config.linears, name)}
-    if not chosen:
-        raise ValueError(
-            f"no nn.Linear has a name that matches {config.linears!r}; this backbone has {_some(list(dense))}"
-        )
+    chosen = matching_linears(backbone, config.linears)
     share = torch.bincount(gate.places[gate.places >= 0], minlength=len(gate.tailors)) / max(
         gate.num_classes, 1
     )  # (C,)

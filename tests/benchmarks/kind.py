@@ -1,0 +1,153 @@
+"""KIND beside adapters of a dense network: new classes, parts of a model, diversion, and one step, on embedded digits.
+
+    python tests/benchmarks/kind.py digits
+    python tests/benchmarks/kind.py mnist5k      # at 16x16
+
+Networks are trained on the digits 0 to 5 by EDM and fitted to 6 to 9; what each arm is, and for which ones every seed
+is run, is in ``kind_arms.py``. New classes get as many steps as the base classes had, and are measured after 2, 4, 5,
+20 and 100 per cent of them, at a constant learning rate, so that each is what a run of that length reaches. KIND, LoRA,
+LoRA for each class, PiSSA, DoRA, LoHa, OFT and the truncation train nearly as many numbers. The learning rate of each
+arm is chosen once, from three, by shorter runs from the first seed's start that are judged by samples of other seeds
+against the training images; figures are against held-out images, which no choice has seen.
+
+What is asked of KIND was written down before: pass marks are in ``kind_table.py``. Every finished run is kept in
+results/kind-DATA.jsonl with the CPU time it took, so that an interrupted evaluation goes on where it stopped; delete
+that file to measure anew, as after any change to what is trained. Writes results/kind-DATA.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kind_arms import ARMS, BASE, ONE_STEP, STARTS
+from kind_jobs import Given, Setting, folder_of, one_step, part, pretrain, start_key, transfer
+from kind_table import table
+from study import RESULTS, Record, Records, side_by_side
+
+TRIAL_SEED = 100
+ONE_STEP_RATES = {"iCT": 1e-3, "2-RF++": 2e-3}  # of their recipes
+SETTINGS = {
+    "digits": Setting(name="digits", size=0, patch_size=2, steps=2000, seeds=(0, 1, 2, 3, 4), ranges=3),
+    "mnist5k": Setting(name="mnist5k", size=16, patch_size=4, steps=3000, seeds=(0, 1, 2), ranges=2),
+}
+
+
+def best_rate(records: Records, job: str, arm: str) -> float:
+    """Return the learning rate with the least score of an arm's trials."""
+    tried = [r for r in records.all() if (r["job"], r["purpose"], r["arm"]) == (job, "trial", arm)]
+    good = [r for r in tried if math.isfinite(r.get("score", math.nan))]
+    if not good:
+        raise SystemExit(f"every trial of {job} {arm} failed, as {records.path} says: delete its lines to try again")
+    return min(good, key=lambda r: r["score"])["rate"]
+
+
+def trials(job: str, arms: list[str], setting: Setting) -> list[Record]:
+    """Return the jobs that the learning rates of arms are chosen by."""
+    keys = [{"job": job, "purpose": "trial", "arm": arm, "seed": TRIAL_SEED} for arm in arms]
+    return [key | {"rate": rate} for key in keys for rate in setting.rates]
+
+
+def finals(job: str, arms: list[str], setting: Setting) -> list[Record]:
+    """Return the jobs of the table, without their learning rates: all seeds of some arms, the first of others."""
+    of = STARTS if job == "pretrain" else ARMS
+    keys = [{"job": job, "purpose": "table", "arm": arm} for arm in arms]
+    seeds = {arm: setting.seeds if of[arm].every_seed else setting.seeds[:1] for arm in arms}
+    return [key | {"seed": seed} for key in keys for seed in seeds[key["arm"]]]
+
+
+def parts(setting: Setting) -> list[Record]:
+    """Return the jobs about models of the first so many base classes."""
+    key = {"job": "part", "purpose": "table", "arm": "kind", "seed": setting.seeds[0]}
+    return [key | {"classes": count} for count in range(1, len(BASE) + 1)]
+
+
+def one_steps(setting: Setting) -> list[Record]:
+    """Return the jobs about one step."""
+    return [
+        {"job": "one step", "purpose": "table", "arm": arm, "seed": setting.seeds[0], "rate": rate}
+        for arm in ONE_STEP
+        for method, rate in ONE_STEP_RATES.items()
+        if arm.startswith(method)
+    ]
+
+
+def awaited(records: Records, start: Record, setting: Setting) -> bool:
+    """Tell whether something that starts from this model is still to be done."""
+    arms = [name for name, arm in ARMS.items() if arm.start == start["arm"]]
+    jobs = [job for job in finals("transfer", arms, setting) if job["seed"] == start["seed"]]
+    if start["seed"] == setting.seeds[0]:
+        jobs += [*trials("transfer", arms, setting), *parts(setting), *one_steps(setting)]
+    return any(records.find(job) is None for job in jobs)
+
+
+def stages(records: Records, given: Given) -> Iterator[tuple[Any, list[tuple[Record, bool]]]]:
+    """Yield what to do, and jobs that may go side by side; each list builds on what came before."""
+    setting, first = given.setting, given.setting.seeds[0]
+    yield pretrain, [(key, False) for key in trials("pretrain", list(STARTS), setting)]
+    rates = {start: best_rate(records, "pretrain", start) for start in STARTS}
+    starts = [key | {"rate": rates[key["arm"]]} for key in finals("pretrain", list(STARTS), setting)]
+    yield (
+        pretrain,  # anew where a model has gone since, as from a folder for temporary files
+        [
+            (key, not (given.out / folder_of(key) / "model").is_dir() and awaited(records, key, setting))
+            for key in starts
+        ],
+    )
+
+    def from_start(key: Record) -> Record:
+        named = {"start": folder_of(start_key(key, rates, given))} if ARMS[key["arm"]].start else {"start": ""}
+        return key | named
+
+    yield transfer, [(from_start(key), False) for key in trials("transfer", list(ARMS), setting)]
+    chosen = {arm: best_rate(records, "transfer", arm) for arm in ARMS}
+    runs = [key | {"rate": chosen[key["arm"]]} for key in finals("transfer", list(ARMS), setting)]
+    yield transfer, [(from_start(key), False) for key in runs]
+
+    def start_of(arm: str) -> str:
+        return folder_of({"job": "pretrain", "purpose": "table", "arm": arm, "rate": rates[arm], "seed": first})
+
+    yield part, [(key | {"rate": rates["dense"], "start": start_of("kind")}, False) for key in parts(setting)]
+    yield (
+        one_step,
+        [
+            (key | {"start": start_of("kind" if key["arm"].endswith("KIND") else "dense")}, False)
+            for key in one_steps(setting)
+        ],
+    )
+
+
+def quick(setting: Setting) -> Setting:
+    """Return the same with next to no training, to see that everything runs."""
+    return replace(
+        setting, steps=100, seeds=setting.seeds[:2], ranges=1, batch_size=8, sample_steps=2, rates=(2e-3,), pairs=64,
+        one_step_share=10,
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Make what is missing, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", choices=list(SETTINGS))
+    parser.add_argument("--out", default=tempfile.gettempdir() + "/genflow-kind", help="folder for the runs")
+    parser.add_argument("--results", default=str(RESULTS), help="folder for records and table")
+    parser.add_argument("--processes", type=int, default=2, help="runs side by side, of one thread each")
+    parser.add_argument("--quick", action="store_true", help="hardly train, to see that everything runs")
+    options = parser.parse_args()
+    setting = quick(SETTINGS[options.data]) if options.quick else SETTINGS[options.data]
+    given = Given(setting, Path(options.out) / setting.name)
+    records = Records(Path(options.results) / f"kind-{setting.name}.jsonl")
+    for action, jobs in stages(records, given):
+        side_by_side(records, jobs, action, given, options.processes)
+    text = table(records.all(), setting.name, setting.size)
+    (Path(options.results) / f"kind-{setting.name}.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""The jobs of ``kind.py``: training on the base classes, fitting to new ones, parts of a model, one step."""
+
+from __future__ import annotations
+
+import bisect
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from kind_arms import ARMS, BASE, NOVEL, STARTS, WIDTH
+from kind_measure import Judge, diversion, extraction_is_lossless
+from study import CHOSEN_BY, Record
+
+from genflow import kind
+from genflow.build import build_trainer
+from genflow.cli.main import main as genflow
+from genflow.config import (
+    Config,
+    DataConfig,
+    DiTConfig,
+    IntactConfig,
+    KarrasConfig,
+    LPIPSHuberConfig,
+    OptimConfig,
+    PackagedConfig,
+    SurgeryConfig,
+    TransferConfig,
+)
+from genflow.config_files import find_recipe, load_config
+from genflow.denoiser import Denoiser
+from genflow.nn.dit import DiT
+
+SHARES = (2, 4, 5, 20, 100)  # per cent of the steps on the base classes, after which new ones are measured
+JUDGED_AT = (5, 20)  # the shares that trials are judged at, so that neither the start nor the end decides alone
+TRIAL_SHARE = {"pretrain": 30, "transfer": 20}
+DEPTH, HEADS = 4, 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One data set: its network, how long runs are, how often they are repeated and measured."""
+
+    name: str
+    size: int
+    patch_size: int
+    steps: int  # on the base classes, and at most on new ones
+    seeds: tuple[int, ...]
+    ranges: int  # of seeds, on the way
+    batch_size: int = 64
+    sample_steps: int = 9
+    rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
+    pairs: int = 6000
+    one_step_share: int = 100  # per cent of ``steps`` that one-step models are trained
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a job needs besides its key."""
+
+    setting: Setting
+    out: Path
+
+    def judge(self, digits: tuple[int, ...], *, trial: bool = False) -> Judge:
+        """Return what measures these digits."""
+        return Judge.load(self.setting.name, self.setting.size, digits, trial=trial)
+
+
+def folder_of(key: Record) -> str:
+    """Name the folder of a run."""
+    name = "-".join(str(key[k]) for k in ("job", "purpose", "arm", "rate", "seed") if k in key)
+    return "".join(c if c.isalnum() or c in "-.+" else "_" for c in name)
+
+
+def steps_of(given: Given, per_cent: int) -> int:
+    """Return a share of the steps on the base classes."""
+    return max(1, given.setting.steps * per_cent // 100)
+
+
+def base(given: Given, key: Record, steps: int, *, recipe: str = "tiny-edm", width: int = WIDTH) -> Config:
+    """Return a recipe with this data set's transformer and rhythm, on the base classes."""
+    config, setting = load_config(find_recipe(recipe)), given.setting
+    return replace(
+        config,
+        name=folder_of(key),
+        out=str(given.out),
+        seed=key["seed"],
+        init="",
+        data=DataConfig(path=setting.name, size=setting.size, keep=BASE),
+        backbone=DiTConfig(width=width, depth=DEPTH, heads=HEADS, patch_size=setting.patch_size),
+        optim=replace(config.optim, lr=key["rate"], warmup=min(config.optim.warmup, steps // 10)),
+        train=replace(
+            config.train,
+            steps=steps,
+            batch_size=setting.batch_size,
+            preview_every=0,
+            checkpoint_every=10**6,
+            evaluate_every=0,
+            threads=1,
+        ),
+        sample=replace(config.sample, steps=setting.sample_steps if config.sample.sampler == "heun" else 1),
+    )
+
+
+def fit(config: Config, look: Look | None = None) -> tuple[Denoiser, Record]:
+    """Train a run from its start; return the averaged model, and what it took."""
+    shutil.rmtree(config.folder, ignore_errors=True)  # of a run that ended before its record
+    started = time.process_time()
+    trainer = build_trainer(config)
+    trainer.evaluate = look
+    trained = sum(p.numel() for p in trainer.objective.denoiser.parameters() if p.requires_grad)
+    trainer.fit()
+    looked = look.spent if look is not None else 0.0
+    seconds = time.process_time() - started - looked
+    return trainer.ema.denoiser.eval(), {"trained": trained, "steps": config.train.steps, "cpu_seconds": seconds}
+
+
+class Look:
+    """Measures a run when shares of it are done; called every ``every`` steps, it never has a model kept for that."""
+
+    def __init__(self, every: int, wanted: dict[int, int], measure: Callable[[Denoiser, int], Record]) -> None:
+        self.every = every
+        self.wanted = wanted  # steps, and the share that they are
+        self.measure = measure
+        self.done = 0
+        self.spent = 0.0
+        self.found: dict[str, Record] = {}
+
+    def __call__(self, denoiser: Denoiser) -> float:
+        before = time.process_time()
+        self.done += self.every
+        share = self.wanted.get(self.done)
+        if share is not None:
+            self.found[str(share)] = self.measure(denoiser, share)
+        self.spent += time.process_time() - before
+        return math.inf
+
+
+def look_at(given: Given, shares: Iterable[int], measure: Callable[[Denoiser, int], Record]) -> Look:
+    """Return what measures a run at shares of the steps on the base classes."""
+    wanted = {steps_of(given, share): share for share in shares}
+    return Look(math.gcd(*wanted), wanted, measure)
+
+
+def figures(judge: Judge, denoiser: Denoiser, ranges: int) -> Record:
+    """Measure a model."""
+    measured = judge.measure(denoiser, ranges=ranges)
+    distances = measured.distances or (measured.figures["fd"].value,)
+    found: Record = {"distances": list(distances), "loss": judge.loss(denoiser)}
+    return found | {name: measured.figures[name].value for name in ("accuracy", "memorising")}
+
+
+def parameters(backbone: torch.nn.Module) -> int:
+    """Return the number of stored parameters."""
+    return sum(p.numel() for p in backbone.parameters())
+
+
+def pretrain(given: Given, key: Record) -> Record:
+    """Train on the base classes; a trial is judged, another is measured, and changed into what arms start from."""
+    trial = key["purpose"] == "trial"
+    steps = steps_of(given, TRIAL_SHARE["pretrain"] if trial else 100)
+    config = replace(base(given, key, steps), surgery=STARTS[key["arm"]].surgery)
+    denoiser, record = fit(config)
+    judge = given.judge(BASE, trial=trial)
+    if trial:
+        return record | {"score": judge.measure(denoiser, ranges=1, first_seed=CHOSEN_BY).figures["fd"].value}
+    started = time.process_time()
+    record |= figures(judge, denoiser, 5) | {"floor": judge.beside.floor.value}
+    record["stored"] = parameters(denoiser.backbone)
+    match key["arm"]:
+        case "kind":
+            record |= {"diversion": asdict(diversion(denoiser, judge)), "lossless": extraction_is_lossless(denoiser)}
+            save(grown(denoiser, key["seed"], random=False), config.folder / "grown")
+            save(grown(denoiser, key["seed"], random=True), config.folder / "random")
+        case "ungated":
+            model = denoiser.backbone
+            assert isinstance(model, kind.Decomposed)
+            save(denoiser.around(kind.merge(model)), config.folder / "merged")
+        case _:
+            pass
+    return record | {"measured_cpu_seconds": time.process_time() - started}
+
+
+def grown(denoiser: Denoiser, seed: int, *, random: bool) -> Denoiser:
+    """Return a KIND model with random tailors for new classes alone; its learngenes too may be random directions."""
+    model = denoiser.backbone
+    assert isinstance(model, kind.Decomposed)
+    drawn = torch.Generator().manual_seed(seed)
+    model = kind.add_tailors(kind.remove_tailors(model), len(NOVEL), generator=drawn)
+    if random:
+        with torch.no_grad():
+            for part in (p for linear in model.linears().values() for p in (linear.learngene_u, linear.learngene_v.mT)):
+                fresh = torch.randn(part.shape, generator=drawn)
+                part.copy_(fresh * part.norm(dim=0) / fresh.norm(dim=0))
+    return denoiser.around(model)
+
+
+def save(denoiser: Denoiser, folder: Path) -> None:
+    """Write a model for others to start from."""
+    denoiser.save_pretrained(folder)
+
+
+def start_key(key: Record, rates: dict[str, float], given: Given) -> Record:
+    """Return the key of the model that a transfer starts from: of its own seed, or of the first one for trials."""
+    arm = ARMS[key["arm"]].start
+    seed = key["seed"] if key["purpose"] == "table" else given.setting.seeds[0]
+    return {"job": "pretrain", "purpose": "table", "arm": arm, "rate": rates[arm], "seed": seed}
+
+
+def transfer(given: Given, key: Record) -> Record:
+    """Fit a model to the new classes, and measure it on the way."""
+    trial = key["purpose"] == "trial"
+    arm, shares = ARMS[key["arm"]], JUDGED_AT if trial else SHARES
+    config = base(given, key, steps_of(given, shares[-1]))
+    start = given.out / key["start"] / arm.form
+    config = replace(
+        config,
+        init=str(start) if arm.start else "",
+        data=replace(config.data, keep=NOVEL),
+        surgery=arm.surgery,
+        optim=steady(config.optim),
+    )
+    judge = given.judge(NOVEL, trial=trial)
+
+    def measure(denoiser: Denoiser, share: int) -> Record:
+        if trial:
+            return {"fd": judge.measure(denoiser, ranges=1, first_seed=CHOSEN_BY).figures["fd"].value}
+        return figures(judge, denoiser, 5 if share == 100 else given.setting.ranges)
+
+    look = look_at(given, shares, measure)
+    denoiser, record = fit(replace(config, train=replace(config.train, evaluate_every=look.every)), look)
+    record |= {"measured_cpu_seconds": look.spent, "stored": parameters(denoiser.backbone)}
+    if trial:
+        return record | {"score": math.exp(sum(math.log(f["fd"]) for f in look.found.values()) / len(look.found))}
+    return record | {"found": look.found, "floor": judge.beside.floor.value}
+
+
+def steady(optim: OptimConfig) -> OptimConfig:
+    """Return the same at one rate, so that what is measured on the way is what a shorter run would have reached."""
+    return replace(optim, decay="constant", warmup=0)
+
+
+def part(given: Given, key: Record) -> Record:
+    """Extract the first classes, and train a dense network of as many parameters on these alone."""
+    chosen = BASE[: key["classes"]]
+    judge = given.judge(chosen)
+    whole = Denoiser.from_pretrained(given.out / key["start"] / "model")
+    assert isinstance(whole.backbone, kind.Decomposed)
+    small = whole.around(kind.extract(whole.backbone, chosen)).eval()
+    stored = parameters(small.backbone)
+    width = width_of(given, stored, len(chosen))
+    config = base(given, key, given.setting.steps, width=width)
+    denoiser, record = fit(replace(config, surgery=IntactConfig(), data=replace(config.data, keep=chosen)))
+    record |= {"stored": stored, "extracted": figures(judge, small, 5), "floor": judge.beside.floor.value}
+    return record | {
+        "width": width,
+        "dense_stored": parameters(denoiser.backbone),
+        "dense": figures(judge, denoiser, 5),
+    }
+
+
+def width_of(given: Given, stored: int, classes: int) -> int:
+    """Return the width of a dense transformer with about so many parameters."""
+    side = given.setting.size or 8
+
+    def count(width: int) -> int:
+        with torch.device("meta"):
+            arguments = {"image_size": (side, side), "in_channels": 1, "patch_size": given.setting.patch_size}
+            return parameters(DiT(**arguments, num_classes=classes, width=width, depth=DEPTH, heads=HEADS))
+
+    widths = range(HEADS, 4 * WIDTH, HEADS)
+    above = bisect.bisect_left(widths, stored, key=count)
+    return min(widths[above - 1 : above + 1], key=lambda width: abs(count(width) - stored))
+
+
+def one_step(given: Given, key: Record) -> Record:
+    """Train a one-step model on the base classes, dense or decomposed, and measure it."""
+    method, form = key["arm"].split(", ")
+    steps = steps_of(given, given.setting.one_step_share)
+    start = given.out / key["start"] / "model"
+    surgery: SurgeryConfig = IntactConfig() if form == "dense" else STARTS["kind"].surgery
+    if method == "iCT":
+        config = replace(base(given, key, steps, recipe="tiny-ict"), surgery=surgery)
+    else:
+        pairs = given.out / f"pairs-{form}"
+        shutil.rmtree(pairs, ignore_errors=True)
+        wanted = ["--num", str(given.setting.pairs), "--out", str(pairs), "--sampler", "heun", "--steps", "18"]
+        if code := genflow(["pairs", str(start), *wanted]):
+            raise RuntimeError(f"pairs were not made: exit code {code}")
+        config = base(given, key, steps, recipe="tiny-reflow")
+        assert isinstance(config.parameterization, KarrasConfig)
+        metric = LPIPSHuberConfig(perceptual=PackagedConfig(name=given.setting.name), divide_by_t=True)  # pyright: ignore[reportArgumentType]
+        config = replace(
+            config,
+            init=str(start),
+            data=DataConfig(path=str(pairs)),
+            surgery=surgery if form == "dense" else TransferConfig(trains="all"),
+            objective=replace(config.objective, metric=metric),
+        )
+    denoiser, record = fit(config)
+    started = time.process_time()
+    judge = given.judge(BASE)
+    measured: dict[str, Any] = figures(judge, denoiser, 5) | {"floor": judge.beside.floor.value}
+    if form == "KIND":
+        measured |= {"diversion": asdict(diversion(denoiser, judge)), "lossless": extraction_is_lossless(denoiser)}
+    return record | measured | {"measured_cpu_seconds": time.process_time() - started}
