@@ -196,9 +196,10 @@ def test_every_run_is_another_folder_and_trains_nearly_as_many_numbers(bench, jo
 
 
 def test_measurements_are_taken_when_they_are_due(bench, jobs) -> None:
-    given = jobs.Given(bench.SETTINGS["mnist5k"], Path())
+    setting = bench.SETTINGS["mnist5k"]
+    given = jobs.Given(setting, Path())
     look = jobs.look_at(given, jobs.SHARES, lambda _, share: {"share": share})
-    calls = [look(None) for _ in range(3000 // look.every)]  # pyright: ignore[reportArgumentType]
+    calls = [look(None) for _ in range(setting.steps // look.every)]  # pyright: ignore[reportArgumentType]
     assert set(calls) == {math.inf}  # so that none is the best
     assert look.found == {str(share): {"share": share} for share in jobs.SHARES}
 

@@ -34,7 +34,7 @@ TRIAL_SEED = 100
 ONE_STEP_RATES = {"iCT": 1e-3, "2-RF++": 2e-3}  # of their recipes
 SETTINGS = {
     "digits": Setting(name="digits", size=0, patch_size=2, steps=2000, seeds=(0, 1, 2, 3, 4), ranges=3),
-    "mnist5k": Setting(name="mnist5k", size=16, patch_size=4, steps=3000, seeds=(0, 1, 2), ranges=2),
+    "mnist5k": Setting(name="mnist5k", size=16, patch_size=4, steps=3500, seeds=(0, 1, 2), ranges=2),
 }
 
 
