@@ -48,7 +48,8 @@ from genflow.config import (
     VGGConfig,
 )
 from genflow.config_consistency import CurriculumConfig, DescentConfig, IntervalConfig, TargetConfig, WeightingConfig
-from genflow.denoiser import Denoiser, is_consistency, network_arguments
+from genflow.denoiser import Denoiser, is_consistency
+from genflow.denoiser_parts import network_arguments
 from genflow.evaluation.networks.digits import load_loss_network
 from genflow.evaluation.networks.weights import read_state
 from genflow.objectives.base import Objective

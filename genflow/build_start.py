@@ -10,7 +10,8 @@ import torch
 
 from genflow.config import Config
 from genflow.data.pairs import PairData
-from genflow.denoiser import Denoiser, network_arguments, saved_in, weights_hash
+from genflow.denoiser import Denoiser, saved_in, weights_hash
+from genflow.denoiser_parts import network_arguments
 from genflow.parameterizations import (
     Conditioning,
     Converted,

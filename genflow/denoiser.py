@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 import json
 import logging
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,23 +16,17 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 
-from genflow.files import write_text
-from genflow.kind.class_lora import class_lora
-from genflow.kind.model import Gated, Layout, blank
-from genflow.nn.dit import DiT
-from genflow.nn.unet import UNet
-from genflow.parameterizations import (
-    Conditioning,
-    ConsistencyKarras,
-    Converted,
-    Karras,
-    Parameterization,
-    PredictClean,
-    PredictNoise,
-    PredictV,
-    PredictVelocity,
+from genflow.denoiser_parts import (
+    build_backbone,
+    build_parameterization,
+    build_schedule,
+    describe,
+    describe_backbone,
 )
-from genflow.schedules import VE, VP, Cosine, DiscreteVP, Linear, Schedule, Trig, expand
+from genflow.files import write_text
+from genflow.kind.model import Gated
+from genflow.parameterizations import ConsistencyKarras, Parameterization
+from genflow.schedules import Schedule, expand
 
 SUBFOLDER = "denoiser"  # where a pipeline folder keeps it
 
@@ -86,9 +78,9 @@ class Denoiser(ModelMixin, ConfigMixin):
         for count, grid in self.times.items():
             _check_grid(int(count), grid)
         self.register_to_config(
-            network=_describe_backbone(backbone),  # not "backbone": diffusers would find the config before the module
-            schedule=_describe(schedule),
-            parameterization=_describe(parameterization),
+            network=describe_backbone(backbone),  # not "backbone": diffusers would find the config before the module
+            schedule=describe(schedule),
+            parameterization=describe(parameterization),
             image_shape=list(image_shape),
             num_classes=num_classes,
             sampler=sampler,
@@ -162,9 +154,9 @@ class Denoiser(ModelMixin, ConfigMixin):
         """
         config = {**config, **overrides}
         return cls(
-            backbone if backbone is not None else _build_backbone(config["network"]),
-            _build_schedule(config["schedule"]),
-            _build_parameterization(config["parameterization"]),
+            backbone if backbone is not None else build_backbone(config["network"]),
+            build_schedule(config["schedule"]),
+            build_parameterization(config["parameterization"]),
             image_shape=tuple(config["image_shape"]),
             num_classes=config["num_classes"],
             sampler=config["sampler"],
@@ -224,22 +216,6 @@ def saved_in(path: str) -> str:
 
 # Saved folders name the class as genflow.Denoiser, so that they survive any rearrangement of the files.
 Denoiser.__module__ = "genflow"
-
-
-def network_arguments(network: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a network was built with, as a model's configuration tells it; of one with a gate, the one inside.
-
-    ``network`` is the configuration's part of that name. A decomposed one has the classes of its own class map.
-    """
-    arguments = network.get("arguments", {})
-    match network.get("class"):
-        case "Decomposed":
-            count = len(arguments["layout"]["class_to_tailor"])
-            return network_arguments(arguments["network"]) | {"num_classes": count}
-        case "ClassLoRA":
-            return network_arguments(arguments["network"])
-        case _:
-            return dict(arguments)
 
 
 def is_consistency(denoiser: Denoiser) -> bool:
@@ -313,84 +289,6 @@ def _spread(value: Tensor, x: Tensor) -> Tensor:
 def _weight_dtype(module: nn.Module) -> torch.dtype:
     """Return the dtype of the first parameter: cheaper by far than a walk over all of them, every step."""
     return next((p.dtype for p in module.parameters()), torch.float32)
-
-
-def _describe(part: Schedule | Parameterization) -> dict[str, Any]:
-    match part:
-        case Converted(schedule=schedule, row=row):  # of parts, which asdict would leave without their names
-            arguments = {"schedule": _describe(schedule), "row": _describe(row)}
-        case _:
-            arguments = dataclasses.asdict(part)  # pyright: ignore[reportArgumentType]
-    return {"class": type(part).__name__, "arguments": arguments}
-
-
-def _describe_backbone(backbone: nn.Module) -> dict[str, Any]:
-    match backbone:
-        case UNet() | DiT():
-            return {"class": type(backbone).__name__, "arguments": backbone.arguments}
-        case Gated():
-            arguments = {"network": _describe_backbone(backbone.backbone), "layout": backbone.plain_layout()}
-            return {"class": type(backbone).__name__, "arguments": arguments}
-        case _:  # somebody else's: named for the reader, rebuilt by whoever loads the folder
-            return {"class": f"{type(backbone).__module__}.{type(backbone).__qualname__}", "arguments": {}}
-
-
-def _build_backbone(part: dict[str, Any]) -> nn.Module:
-    match part["class"]:
-        case "UNet":
-            return UNet(**part["arguments"])
-        case "DiT":
-            return DiT(**part["arguments"])
-        case "Decomposed":
-            arguments = part["arguments"]
-            return blank(_build_backbone(arguments["network"]), Layout.read(arguments["layout"]))
-        case "ClassLoRA":
-            arguments = part["arguments"]
-            return class_lora(_build_backbone(arguments["network"]), **arguments["layout"])
-        case other:
-            raise ValueError(f"the network {other} is not genflow's: build it and pass it as backbone=")
-
-
-def _build_schedule(part: dict[str, Any]) -> Schedule:
-    arguments = part["arguments"]
-    match part["class"]:
-        case "VE":
-            return VE(**arguments)
-        case "VP":
-            return VP(**arguments)
-        case "DiscreteVP":
-            return DiscreteVP(betas=tuple(arguments["betas"]))
-        case "Cosine":
-            return Cosine(**arguments)
-        case "Linear":
-            return Linear(**arguments)
-        case "Trig":
-            return Trig(**arguments)
-        case other:
-            raise ValueError(f"unknown schedule {other}: the folder was written by a newer genflow")
-
-
-def _build_parameterization(part: dict[str, Any]) -> Parameterization:
-    arguments = part["arguments"]
-    match part["class"]:
-        case "PredictNoise":
-            return PredictNoise(**arguments)
-        case "PredictClean":
-            return PredictClean(**arguments)
-        case "PredictV":
-            return PredictV(**arguments)
-        case "PredictVelocity":
-            return PredictVelocity(**arguments)
-        case "Karras":  # folders of before there was a choice name none
-            chosen = Conditioning(arguments.get("conditioning", Conditioning.LEVEL))
-            return Karras(**{**arguments, "conditioning": chosen})
-        case "ConsistencyKarras":
-            return ConsistencyKarras(**arguments)
-        case "Converted":
-            schedule, row = arguments["schedule"], arguments["row"]
-            return Converted(schedule=_build_schedule(schedule), row=_build_parameterization(row))
-        case other:
-            raise ValueError(f"unknown parameterization {other}: the folder was written by a newer genflow")
 
 
 def _first_line(error: Exception) -> str:

@@ -30,7 +30,7 @@ LEVELS = [
         "pictures",
         "processes",
     },
-    {"denoiser", "adapters"},
+    {"denoiser", "denoiser_parts", "adapters"},
     {"objectives", "sampling", "data"},
     {"training", "evaluation", "pipeline", "published"},
     {"build", "build_objective", "build_start", "build_surgery", "card", "card_method"},
@@ -60,6 +60,7 @@ NEIGHBOURS = {
     ("build_surgery", "build_start"),
     ("card", "card_method"),
     ("data", "sampling.noise"),
+    ("denoiser", "denoiser_parts"),
 }
 
 

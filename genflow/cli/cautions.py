@@ -13,7 +13,8 @@ from genflow.data.images import EMBEDDED
 from genflow.data.pair_files import read_manifest
 from genflow.data.pairs import is_pairs
 from genflow.data.paths import expanded
-from genflow.denoiser import SUBFOLDER, Denoiser, is_consistency, network_arguments, saved_in
+from genflow.denoiser import SUBFOLDER, Denoiser, is_consistency, saved_in
+from genflow.denoiser_parts import network_arguments
 
 MOST_STEPS = 2  # in which 2-RF++'s rule is Euler's
 

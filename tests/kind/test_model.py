@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from genflow.denoiser import Denoiser, network_arguments
+from genflow.denoiser import Denoiser
+from genflow.denoiser_parts import network_arguments
 from genflow.kind import KINDConfig, add_tailors, decompose, extract, remove_tailors
 from genflow.kind import linear as linear_module
 from genflow.nn import DiT, UNet, dit_preset
