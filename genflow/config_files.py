@@ -196,4 +196,6 @@ def _one_line(complaint: str) -> str:
     body = itertools.dropwhile(operator.not_, lines[1:])  # without Unicode a rule follows the title
     said = " ".join(itertools.takewhile(bool, body)) or "the command line is not understood"
     near = re.search(r"Perhaps you meant:?\s+(--\S+)", " ".join(lines))
+    if re.search(r"invalid choice .* argument '--[\w.-]+\.type'", said):
+        return said.rstrip(". ") + "; a type comes with options of its own, and is chosen in a recipe's TOML file"
     return said + (f"; did you mean {near[1]}?" if near else "") + " (see --help)"

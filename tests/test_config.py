@@ -257,6 +257,7 @@ def test_a_flag_can_be_taken_back() -> None:
         (["--optim.lr", "nan"], "optim.lr = NaN: input should be a finite number"),
         (["--backbone.multipliers", "1", "x"], "Could not find valid parse for arguments: ['1', 'x']"),
         (["--backbone.type", "DiT"], "invalid choice 'DiT' for argument '--backbone.type'"),
+        (["--schedule.type", "Linear"], "a type comes with options of its own, and is chosen in a recipe's TOML file"),
         (["--backbone.patch-size", "2"], "--backbone.patch-size"),
         (["--data.path"], "--data.path"),
         (["--" + "very-" * 30 + "long", "1"], "long, 1 (see --help)"),

@@ -23,7 +23,7 @@ def load_decomposed(path: str, device: str = "cpu") -> tuple[Denoiser, Decompose
             return denoiser, model
         case _:
             raise ValueError(
-                f"{path} is a dense model, and genflow kind takes decomposed ones: train one by  genflow train"
+                f"{path} is not decomposed, and genflow kind takes models that are: train one by  genflow train"
                 ' tiny-kind,  or decompose the weights of this one by a recipe with [surgery] type = "KIND" and'
                 f" --init {path}"
             )
