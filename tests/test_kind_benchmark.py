@@ -212,22 +212,6 @@ def test_labels_of_samples_are_their_digits(measures) -> None:
     assert labels.tolist() == [6 + k % 3 for k in range(UNIT)]
 
 
-def test_a_gate_may_be_told_another_class_than_the_table(measures) -> None:
-    network = model().backbone
-    x, c = torch.randn(4, 1, 8, 8), torch.randn(4)
-    labels = torch.tensor([0, 1, 2, 3])
-    with torch.no_grad():
-        same = measures.Swapped(network, [0, 1, 2, 3])(x, c, labels)
-        assert torch.equal(same, network(x, c, labels))
-        swapped = measures.Swapped(network, [2] * 4)(x, c, labels)
-        assert (swapped - same).flatten(1).abs().amax(dim=1).ne(0).tolist() == [True, True, False, True]
-        closed = measures.Swapped(network, [-1] * 4)(x, c, labels)
-        torch.testing.assert_close(closed[3], same[3])
-        for linear in network.linears().values():
-            linear.tailor_sigma.zero_()
-        torch.testing.assert_close(network(x, c, labels), closed)
-
-
 def test_what_extraction_loses_is_seen(measures, monkeypatch) -> None:
     denoiser = model()
     assert measures.extraction_is_lossless(denoiser, batch=3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,13 +11,14 @@ from unittest import mock
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from genflow import kind
 from genflow.data.decoding import Decoding
 from genflow.data.images import ImageData, load_images
 from genflow.denoiser import Denoiser
 from genflow.evaluation.features import FeatureNetwork
+from genflow.evaluation.gate_swap import gate_swap
 from genflow.evaluation.measurement import RANGES, Beside, Gathered, Measured, Wanted, gather, measure
 from genflow.evaluation.networks.digits import DigitFeatures
 from genflow.evaluation.sources import FoundImages, Samples, Source
@@ -117,26 +117,11 @@ class Judge:
         return torch.cat([part.argmax(dim=1).cpu() for part in logits if part is not None])
 
 
-class Swapped(nn.Module):
-    """A decomposed backbone whose gate is told other classes than the label table: -1 closes it."""
-
-    def __init__(self, model: kind.Decomposed, gates: Sequence[int]) -> None:
-        super().__init__()
-        self.model = model
-        self.gates = torch.tensor(gates)  # of each label and of "no class"
-
-    def forward(self, x: Tensor, c_noise: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
-        told = self.gates[y]
-        none = torch.full_like(told, self.model.gate.num_classes)
-        with self.model.gate.hold(self.model.gate(torch.where(told < 0, none, told))):
-            return self.model.backbone(x, c_noise, y, s)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Diversion:
     """What is drawn when gate and label differ.
 
-    ``matrix[g][d]``: share of digit d under the gate of class g, labels being the other ones in turn. ``follows_gate``
+    ``matrix[g][d]``: share of digit d under the gate of class g, under all other labels. ``follows_gate``
     and ``follows_label`` are shares of all those. ``learngenes``: share that shows the label's digit with no gate open.
     """
 
@@ -146,31 +131,18 @@ class Diversion:
     learngenes: float
 
 
-def diversion(denoiser: Denoiser, judge: Judge, *, each: int = 60) -> Diversion:
-    """Ask for labels under the gates of others, and under none; so many samples a gate, by the default sampler.
+def diversion(denoiser: Denoiser, judge: Judge, *, each: int = 12) -> Diversion:
+    """Ask for every label under every gate, and under none; so many seeds each, by the default sampler.
 
     Classes are digits here, which those of the base are.
     """
-    model = denoiser.backbone
-    assert isinstance(model, kind.Decomposed)
-    count = model.gate.num_classes
-    seeds = range(each)
-    drawn: list[tuple[int, Tensor, Tensor]] = []  # gate, labels, digits that were read
-    for gate in (*range(count), -1):
-        others = [c for c in range(count) if c != gate]
-        labels = [others[k % len(others)] for k in range(each)]
-        swapped = Denoiser.from_config(
-            dict(denoiser.config), backbone=Swapped(copy.deepcopy(model), [*[gate] * count, gate])
-        )
-        images = generate(swapped.eval(), seeds, labels=labels)
-        drawn.append((gate, torch.tensor(labels), judge.read(images)))
-    *gated, (_, asked, found) = drawn
-    shares = [torch.bincount(read, minlength=10).double() / each for _, _, read in gated]
+    found = gate_swap(denoiser, range(each), judge.read, {c: c for c in denoiser.classes})
+    others = [read[on].flatten() for read, on in zip(found.read, found.swapped, strict=True)]  # of each gate
     return Diversion(
-        matrix=[row.tolist() for row in shares],
-        follows_gate=float(torch.cat([read == gate for gate, _, read in gated]).double().mean()),
-        follows_label=float(torch.cat([read == labels for _, labels, read in gated]).double().mean()),
-        learngenes=float((found == asked).double().mean()),
+        matrix=[(torch.bincount(read, minlength=10).double() / len(read)).tolist() for read in others],
+        follows_gate=found.follows_gate.value,
+        follows_label=found.follows_label.value,
+        learngenes=found.learngenes_alone.value,
     )
 
 
