@@ -194,10 +194,10 @@ def _data(denoiser: Denoiser, training: Training | None) -> str:
     data = training.config.data
     lines = [f"`{data.path}`" + (", a set that comes with genflow" if data.path in EMBEDDED else "")]
     if data.keep:
-        lines.append(f"of its classes {', '.join(map(str, data.keep))} alone, renumbered from 0")
+        lines.append(f"of its classes {', '.join(map(str, data.keep))} alone")
     count = None if data.keep else _image_count(data.path)
     lines.append(f"{count:,} training images" if count else "the number of images is not recorded")
-    lines.append(f"{denoiser.num_classes} classes" if denoiser.num_classes else "trained without classes")
+    lines.append(f"{len(denoiser.classes)} classes" if denoiser.classes else "trained without classes")
     if data.flip:
         lines.append("half of the images mirrored")
     if data.augment:

@@ -56,7 +56,7 @@ class DrawArguments:
     read_as: Literal["auto", "digits", "mnist5k", "none"] = "auto"
     """Whose classifier reads the samples: that of the set the run was on, one of these, or none."""
     keep: tuple[int, ...] = ()
-    """Digits that the model's classes are, in order, where no run tells: data.keep of its recipe; () is all ten."""
+    """Digits that the model's classes are, one for each in their order, where no run tells; () is all ten."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps; auto takes a GPU if there is one."""
 
@@ -164,12 +164,13 @@ def _reader(options: DrawArguments, denoiser: Denoiser) -> tuple[DigitFeatures |
                 " by --read-as digits or mnist5k, or leave it out"
             )
         return None, {}
-    kept = sorted({*(options.keep or (run.data.keep if run is not None and name == own else ()))}) or [*range(DIGITS)]
+    trained = sorted({*run.data.keep}) if run is not None and name == own else []  # which renumbers in this order
+    kept = [*options.keep] or trained or [*range(DIGITS)]
     classes = denoiser.classes
-    if len(kept) != len(classes) or not 0 <= kept[0] <= kept[-1] < DIGITS:
+    if len(kept) != len(classes) or len({*kept}) != len(kept) or not {*kept} <= {*range(DIGITS)}:
         raise ValueError(
             f"the model has {listed(classes)}, and the digits that they are would be {', '.join(map(str, kept))}:"
-            " name as many by --keep, in order, or make the picture alone by --read-as none"
+            " name one for each by --keep, or make the picture alone by --read-as none"
         )
     channels, height, width = denoiser.image_shape
     if channels != 1 or height != width:

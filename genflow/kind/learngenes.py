@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
@@ -66,8 +67,8 @@ def recombine(parts: Sequence[Decomposed]) -> Decomposed:
     if not parts:
         raise ValueError("there is nothing to recombine: give one decomposed model at least")
     first = parts[0]
-    for other in parts[1:]:
-        _check_same_stock(first, other)
+    for one, other in itertools.combinations(parts, 2):  # two may share what the first has not
+        _check_same_stock(one, other)
     class_to_tailor = [_joined(c, parts) for c in range(first.gate.num_classes)]
     gate = ClassGate(class_to_tailor)
     tailor_home = [next(p for p in parts if t in p.gate.tailors) for t in gate.tailors]

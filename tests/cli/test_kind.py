@@ -188,12 +188,12 @@ def test_swapped_gates_are_drawn_and_read_as_the_digits_that_classes_are(whole, 
     given = ["--read-as", "digits", "--keep", "9", "5", "7", "--classes", "3,0", "--num", "2", "--steps", "1"]
     run("draw", "small", "-o", "read.png", "--out", "read.json", *given)
     said = capsys.readouterr().out
-    assert re.search(r"^gate +label 9 +label 5 ", said, re.MULTILINE)  # digits in order: 5, 7, 9 are 0, 2, 3
+    assert re.search(r"^gate +label 7 +label 9 ", said, re.MULTILINE)  # 0, 2, 3 are 9, 5, 7
     assert "small: 2 classes (3, 0) of 3" in said
     assert said.endswith("look at read.png\n")
     written = json.loads(Path("read.json").read_text())
     assert (written["labels"], written["gates"]) == ([3, 0], [[3], [0]])
-    assert (written["meant"], written["steps"], written["num"]) == ({"0": 5, "2": 7, "3": 9}, 1, 2)
+    assert (written["meant"], written["steps"], written["num"]) == ({"0": 9, "2": 5, "3": 7}, 1, 2)
     shapes = [read_image(Path(name)).shape for name in ("plain.png", "read.png")]
     assert all(height > 300 for _, height, _ in shapes)
     (Path("runs/whole/config.toml")).write_text(
@@ -283,7 +283,7 @@ def test_the_share_of_right_digits_is_that_of_the_digits_meant() -> None:
         (["kind", "draw", "runs/whole", "-o", "a.png", "--out", "b.json", "--read-as", "none"], "no shares for --out"),
         (["kind", "draw", "runs/whole", "-o", "a.png", "--classes", "4"], "was asked for [4]"),
         (["kind", "draw", "runs/whole", "-o", "a.png", "--classes", "2"], "classes [2] have one gate between them"),
-        (["kind", "draw", "runs/whole", "-o", "a.png", "--read-as", "digits", "--keep", "1"], "name as many by --keep"),
+        (["kind", "draw", "runs/whole", "-o", "a.png", "--read-as", "digits", "--keep", "1"], "name one for each by --keep"),
         (["kind", "draw", "runs/whole", "-o", "a.png", "--num", "0"], "--num must be at least 1"),
         (["kind", "merge", "runs/whole", "--label", "4", "-o", "new"], "4 classes (0, 1, 2, 3), got 4"),
     ],

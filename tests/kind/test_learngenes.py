@@ -1,6 +1,7 @@
 """Taking apart and putting together: nothing is lost, and what is not there is not made up."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -206,6 +207,10 @@ def test_strangers_are_not_recombined():
         other.tables()["conditioning.labels"].rows[0, 0] += 1  # that of class 1, which both have
     with pytest.raises(ValueError, match="rows@1 differs"):
         recombine([one, other])
+    alone = extract(whole, {0})
+    for order in itertools.permutations([alone, extract(whole, {1, 2}), other]):  # whichever comes first
+        with pytest.raises(ValueError, match="rows@1 differs"):
+            recombine(order)
     with pytest.raises(ValueError, match="class 5 has another tailor"):
         recombine([add_tailors(extract(whole, {0}), 1), add_tailors(extract(whole, {1}), 1)])
     with pytest.raises(ValueError, match="as many labels: 5 and 6"):
