@@ -7,7 +7,6 @@ names itself, so that who makes one on purpose knows which one it is.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator
 
 from genflow.config import (
@@ -82,16 +81,11 @@ def _check_surgery(config: Config) -> None:
             raise ValueError(
                 "surgery KIND gives each class a tailor, and data.classes = false takes the classes away: leave it out"
             )
-        case KINDConfig(linears=pattern):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"surgery.linears {pattern!r} is no regular expression: {error}") from None
         case TransferConfig() if not config.init:
             raise ValueError(
                 "surgery Transfer trains a decomposed model further: name it by --init, as genflow kind grow writes it"
             )
-        case IntactConfig() | TransferConfig():
+        case IntactConfig() | KINDConfig() | TransferConfig():
             return
         case adapter if not config.init:
             raise ValueError(f"surgery {adapter.type} fits a trained model to new classes: name it by --init")

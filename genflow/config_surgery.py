@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from genflow.config_adapters import LINEARS, AdapterConfig
+from genflow.config_adapters import LINEARS, AdapterConfig, Pattern
 from genflow.config_method import STRICT
 
 
@@ -34,7 +34,7 @@ class KINDConfig:
     """Share of a kernel's components that are learngenes."""
     tailor_rank: Annotated[int, Field(ge=0)] = 0
     """Components of a tailor; 0 shares out evenly what the learngenes leave."""
-    linears: str = LINEARS
+    linears: Pattern = LINEARS
     """Regular expression that the whole name of a linear layer must match for it to be decomposed."""
     order: Literal["descending", "interleaved"] = "descending"
     """Which singular values the learngenes get: the largest, or some of every size."""

@@ -62,10 +62,14 @@ def matching_linears(backbone: nn.Module, pattern: str) -> dict[str, nn.Linear]:
     """Return the `nn.Linear`s whose whole name matches a regular expression, by their names.
 
     Raises:
-        ValueError: If none does; the message names those there are.
+        ValueError: If none does (the message names those there are), or if the pattern is no regular expression.
     """
+    try:
+        known = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
     dense = {name: part for name, part in backbone.named_modules() if type(part) is nn.Linear}
-    chosen = {name: part for name, part in dense.items() if name and re.fullmatch(pattern, name)}
+    chosen = {name: part for name, part in dense.items() if name and known.fullmatch(name)}
     if not chosen:
         raise ValueError(f"no nn.Linear has a name that matches {pattern!r}; this backbone has {_some(list(dense))}")
     return chosen

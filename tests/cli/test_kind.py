@@ -283,7 +283,10 @@ def test_the_share_of_right_digits_is_that_of_the_digits_meant() -> None:
         (["kind", "draw", "runs/whole", "-o", "a.png", "--out", "b.json", "--read-as", "none"], "no shares for --out"),
         (["kind", "draw", "runs/whole", "-o", "a.png", "--classes", "4"], "was asked for [4]"),
         (["kind", "draw", "runs/whole", "-o", "a.png", "--classes", "2"], "classes [2] have one gate between them"),
-        (["kind", "draw", "runs/whole", "-o", "a.png", "--read-as", "digits", "--keep", "1"], "name one for each by --keep"),
+        (
+            ["kind", "draw", "runs/whole", "-o", "a.png", "--read-as", "digits", "--keep", "1"],
+            "name one for each by --keep",
+        ),
         (["kind", "draw", "runs/whole", "-o", "a.png", "--num", "0"], "--num must be at least 1"),
         (["kind", "merge", "runs/whole", "--label", "4", "-o", "new"], "4 classes (0, 1, 2, 3), got 4"),
     ],
