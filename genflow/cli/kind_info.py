@@ -40,8 +40,9 @@ def show_info(arguments: Sequence[str], *, prog: str = "genflow kind info") -> N
     rows = [("part", "parameters", "MACs an image", "bytes stored")]
     rows += [_row(name, cost) for name, cost in (parts | {"total": found.total}).items()]
     if len(denoiser.classes) > 1:
-        alone = info(extract(model, denoiser.classes[:1]), shape)
-        rows.append(_row("of one class", alone.total))
+        owners = (c for c in denoiser.classes if model.gate.class_to_tailor[c] >= 0)  # others have no tailor to count
+        one = next(owners, denoiser.classes[0])
+        rows.append(_row(f"class {one} alone", info(extract(model, [one]), shape).total))
     print("\n".join(aligned(rows)))
     print(_orthogonality(departures(model)))
 

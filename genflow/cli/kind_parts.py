@@ -121,8 +121,9 @@ def recombine_parts(arguments: Sequence[str], *, prog: str = "genflow kind recom
         RecombineArguments,
         arguments,
         prog=prog,
-        about="Put parts of one decomposed model together again, such as genflow kind extract writes, or transfers"
-        " whose learngenes were frozen. What they share must be equal, bit for bit."
+        about="Put parts of one decomposed model together again, such as genflow kind extract writes, or those of"
+        " one grown model that were extracted and trained apart with learngenes frozen. What they share must be equal,"
+        " bit for bit."
         " Example: genflow kind recombine threes/ sevens/ -o both/",
     )
     check_out(options.out)

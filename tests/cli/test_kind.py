@@ -155,7 +155,11 @@ def test_info_counts_what_the_library_counts(whole, capsys) -> None:
     for name, cost in (("tailors", found.tailors), ("label rows", found.rows), ("total", found.total)):
         assert re.search(rf"^{name} +{cost.parameters:,} +{cost.macs:,} +{cost.stored:,}$", said, re.MULTILINE)
     one = kind.extract(whole.backbone, [0])
-    assert re.search(rf"^of one class +{sum(p.numel() for p in one.parameters()):,} ", said, re.MULTILINE)
+    assert re.search(rf"^class 0 alone +{sum(p.numel() for p in one.parameters()):,} ", said, re.MULTILINE)
+    none = kind.decompose(kind.merge(whole.backbone, 0), kind.KINDConfig(class_to_tailor=(-1, 3, 3, 3)))
+    export(whole.around(none), Path("untailored"))
+    run("info", "untailored")
+    assert "\nclass 1 alone " in capsys.readouterr().out  # the first that has a tailor
     away = max(kind.departures(whole.backbone).values(), key=lambda d: d.u)
     assert f"{away.u:.3g}" in said
 
