@@ -37,6 +37,8 @@ RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 class Trial:
     """What is tried of an arm: a learning rate, and the number of levels at the end, 0 where that is not for us to say.
 
+    Fewer levels than published may suit runs that are this short, so every arm that has a number tries a second one.
+
     ``mu`` is CT's first rate of its average, ``stages`` those of ECT, of which one has the gap of the last of eight.
     """
 
@@ -51,8 +53,8 @@ class Trial:
         return f"{self.rate:g}{levels}{stages}" + (f", mu {self.mu:g}" if self.mu != 0.9 else "")
 
 
-RATE_TRIALS = tuple(Trial(rate=rate) for rate in RATES)
-RATES_ONLY = tuple(Trial(rate=rate, last=0) for rate in RATES)
+RATE_TRIALS = (*(Trial(rate=rate) for rate in RATES), Trial(rate=2e-3, last=40), Trial(rate=4e-3, last=40))
+RATES_ONLY = tuple(Trial(rate=rate, last=0) for rate in (*RATES, 2.5e-4, 8e-3))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +137,8 @@ def ect(config: Config, trial: Trial, edm: str) -> Config:
 
 
 def cd(config: Config, trial: Trial, edm: str) -> Config:
-    """Return CD by Heun from an EDM's weights, 18 levels, current weights, as published on CIFAR-10."""
-    levels = GridLevelsConfig(curriculum=ConstantConfig(count=18), law=UniformIntervalConfig())
+    """Return CD by Heun from an EDM's weights, with current weights as published; on CIFAR-10 it has 18 levels."""
+    levels = GridLevelsConfig(curriculum=ConstantConfig(count=trial.last), law=UniformIntervalConfig())
     metric = LPIPSConfig(perceptual=PackagedConfig(name=config.data.path))  # pyright: ignore[reportArgumentType]
     descent = ByTeacherConfig(teacher=edm)
     parts = {"metric": metric, "weighting": UnweightedConfig(), "descent": descent}
@@ -145,9 +147,20 @@ def cd(config: Config, trial: Trial, edm: str) -> Config:
 
 
 CT_TRIALS = tuple(
-    Trial(rate=rate, last=last, mu=mu) for rate, (last, mu) in itertools.product((2e-3, 4e-3), ((10, 0.5), (40, 0.9)))
+    Trial(rate=rate, last=last, mu=mu)
+    for rate, last, mu in (
+        (2e-3, 10, 0.5),
+        (2e-3, 40, 0.9),
+        (4e-3, 10, 0.5),
+        (4e-3, 40, 0.9),
+        (2e-3, 40, 0.5),
+        (4e-3, 40, 0.5),
+    )
 )
-ECT_TRIALS = tuple(Trial(rate=rate, last=0, stages=stages) for rate, stages in itertools.product((5e-4, 1e-3), (1, 8)))
+ECT_TRIALS = tuple(
+    Trial(rate=rate, last=0, stages=stages) for rate, stages in itertools.product((5e-4, 1e-3, 2e-3), (1, 8))
+)
+CD_TRIALS = (*(Trial(rate=rate, last=18) for rate in RATES), Trial(rate=1e-3, last=40), Trial(rate=2e-3, last=40))
 ARMS = {
     "CT": Arm(what="CT: squared L2", change=ct(SquaredL2Config()), trials=CT_TRIALS),
     "CT perceptual": Arm(what="CT: perceptual distance", change=ct(None), trials=CT_TRIALS),
@@ -155,7 +168,7 @@ ARMS = {
     "iCT 1280": Arm(
         what="iCT with as many levels as the peers below",
         change=ict,
-        trials=tuple(Trial(rate=r, last=1280) for r in RATES),
+        trials=tuple(Trial(rate=trial.rate, last=1280) for trial in RATES_ONLY),
     ),
     "L2": Arm(what="iCT with squared L2", change=without(metric=SquaredL2Config())),
     "unweighted": Arm(what="iCT with every pair of levels alike", change=without(weighting=UnweightedConfig())),
@@ -173,7 +186,7 @@ ARMS = {
         share=0.1,
         edm_share=0.9,
     ),
-    "CD": Arm(what="CD, half of the budget on its EDM", change=cd, trials=RATES_ONLY, share=0.5, edm_share=0.5),
+    "CD": Arm(what="CD, half of the budget on its EDM", change=cd, trials=CD_TRIALS, share=0.5, edm_share=0.5),
     "diffusers": Arm(
         what="diffusers' example",
         change=as_it_is,

@@ -171,9 +171,9 @@ def test_processes_train_on_the_same_levels_and_other_images(curriculum: str, tm
 @pytest.mark.parametrize("method", METHODS)
 def test_after_fifty_steps_all_processes_hold_the_same_weights(method: str, tmp_path) -> None:
     """With dropout, flips and label dropout, in two parts a step; the average that teaches is the same, too."""
+    config = consistency_config(tmp_path, method, steps=50, batch_size=8, microbatch=2, checkpoint_every=50)
 
     def work() -> None:
-        config = consistency_config(tmp_path, method, steps=50, batch_size=8, microbatch=2, checkpoint_every=50)
         trainer = trainer_of(config)
         trainer.loader = build_loader(config, image_data(), trainer.accelerator)
         trainer.fit()
