@@ -30,7 +30,12 @@ SHARED = (3, 0, 3, -1, 1)  # classes 0 and 2 share a tailor, class 3 has none
 
 
 def dense(which="dit"):
-    network = DiT(**DIT) if which == "dit" else UNet(**UNET, attention=(8, 4), dropout=0.0)
+    networks = {
+        "dit": lambda: DiT(**DIT),
+        "fused": lambda: DiT(**DIT, fused_qkv=True),
+        "unet": lambda: UNet(**UNET, attention=(8, 4), dropout=0.0),
+    }
+    network = networks[which]()
     for parameter in network.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.1)
@@ -56,7 +61,7 @@ def parameters(network):
     return sum(p.numel() for p in network.parameters())
 
 
-@pytest.mark.parametrize("which", ["dit", "unet"])
+@pytest.mark.parametrize("which", ["dit", "fused", "unet"])
 @pytest.mark.parametrize("class_to_tailor", [(0, 1, 2, 3, 4), SHARED])
 def test_extraction_is_lossless(which, class_to_tailor):
     whole = model(class_to_tailor, which)
@@ -78,7 +83,7 @@ def test_extraction_is_lossless(which, class_to_tailor):
     torch.testing.assert_close(merge(small, 4)(x, c, y), merge(whole, 4)(x, c, y), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("which", ["dit", "unet"])
+@pytest.mark.parametrize("which", ["dit", "fused", "unet"])
 @pytest.mark.parametrize("class_to_tailor", [(0, 1, 2, 3, 4), SHARED, (-1,) * 5])
 def test_parts_recombine_to_the_whole_bit_by_bit(which, class_to_tailor):
     whole = model(class_to_tailor, which)
@@ -90,7 +95,7 @@ def test_parts_recombine_to_the_whole_bit_by_bit(which, class_to_tailor):
     assert same(recombine([extract(whole, ()), whole]), whole)
 
 
-@pytest.mark.parametrize("which", ["dit", "unet"])
+@pytest.mark.parametrize("which", ["dit", "fused", "unet"])
 def test_an_added_tailor_can_be_removed_without_a_trace(which):
     whole = model(SHARED, which)
     more = add_tailors(whole, 2)
@@ -134,7 +139,7 @@ def test_new_tailors_are_random_and_small_or_silent():
     assert same(again, random)
 
 
-@pytest.mark.parametrize("which", ["dit", "unet"])
+@pytest.mark.parametrize("which", ["dit", "fused", "unet"])
 def test_transfer_trains_new_tailors_and_label_rows_only(which):
     source = model(which=which)
     novel = add_tailors(remove_tailors(source), 3, rank=4)
@@ -258,7 +263,7 @@ def test_nothing_is_shared_with_the_copies():
     assert all(torch.equal(v, before[k]) for k, v in whole.state_dict().items())
 
 
-@pytest.mark.parametrize("which", ["dit", "unet"])
+@pytest.mark.parametrize("which", ["dit", "fused", "unet"])
 def test_the_arguments_of_the_backbone_follow_its_label_table(which):
     for changed in (add_tailors(model(which=which), 2), remove_tailors(model(which=which), {0})):
         classes = changed.gate.num_classes
