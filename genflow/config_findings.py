@@ -11,9 +11,12 @@ from collections.abc import Iterator
 
 from genflow.config import (
     AveragedWeightsConfig,
+    ByImageConfig,
+    ByTeacherConfig,
     Config,
     ConsistencyConfig,
     ConsistencyKarrasConfig,
+    ConstantConfig,
     DoublingConfig,
     EasyLevelsConfig,
     GridLevelsConfig,
@@ -28,13 +31,17 @@ from genflow.config import (
     PredictVelocityConfig,
     PseudoHuberConfig,
     RegressionConfig,
+    SquareRootConfig,
     TransferConfig,
     UNetConfig,
+    UnweightedConfig,
     VEConfig,
 )
 from genflow.config_consistency import never_doubles
 
 LEAST_BATCH = 128  # of a consistency model's training, below which none is known to have worked
+LARGEST_C = 0.002  # of the pseudo-Huber metric, before sqrt(D); iCT's is 0.00054
+LEAST_FOURIER_SCALE = 0.01  # 2 pi of it, times the 2.65 that the times of all levels span, is 0.17 radians
 LARGEST_FOURIER_SCALE = 1.0  # iCT has 0.02; 16, EDM's and CT's, turns 25 radians per unit of ln sigma
 
 
@@ -68,8 +75,16 @@ def _check_row(config: Config) -> None:
 
 
 def _check_middle(config: Config) -> None:
-    """Refuse times between the first and 0 that are not between them, or do not fall."""
+    """Refuse times between the first and 0 that are not between them, or do not fall, or leave nothing to do."""
     first = config.schedule.sigma_max if isinstance(config.schedule, VEConfig) else 1.0
+    match config.objective, config.schedule, config.sample.middle:
+        case ConsistencyConfig(), VEConfig(sigma_min=low), (*_, last) if last <= low:
+            raise ValueError(
+                f"sample.middle ends at {last:g}, and at {low:g} and below a consistency model gives the image back as"
+                " it is: every call must begin above"
+            )
+        case _:
+            pass
     if any(s >= t for t, s in itertools.pairwise((first, *config.sample.middle))):
         shown = " ".join(f"{t:g}" for t in config.sample.middle)
         raise ValueError(f"sample.middle must fall, from below {first:g}, where sampling starts, got {shown}")
@@ -96,6 +111,11 @@ def _check_surgery(config: Config) -> None:
 def _check_consistency(config: Config, objective: ConsistencyConfig) -> None:
     if config.schedule.type != "VE":
         raise ValueError(f"objective Consistency goes with schedule VE, not {config.schedule.type}")
+    if config.sample.sampler != "multistep":
+        raise ValueError(
+            f"sample.sampler is {config.sample.sampler}, which follows a flow, and a consistency model has none: it is"
+            ' drawn by sampler = "multistep", with steps = 1 or 2'
+        )
     match objective.levels:
         case GridLevelsConfig() if not isinstance(config.parameterization, ConsistencyKarrasConfig):
             raise ValueError(
@@ -123,7 +143,8 @@ def findings(config: Config) -> list[str]:
     """Return warnings, one line each, of choices that are known to keep a model from becoming what it is meant to."""
     found = [*_of_surgery(config)]
     if isinstance(config.objective, ConsistencyConfig):
-        found += [*_of_method(config, config.objective), *_of_training(config, config.objective)]
+        for part in (_of_levels, _of_loss, _of_network, _of_training):
+            found += part(config, config.objective)
     return found
 
 
@@ -140,15 +161,37 @@ def _of_surgery(config: Config) -> Iterator[str]:
 
 
 def _improved(objective: ConsistencyConfig) -> bool:
-    """Tell iCT and ECT from CT and CD, which were published with Fourier scale 16, an average and no dropout."""
-    match objective.levels:
-        case GridLevelsConfig(curriculum=DoublingConfig()) | EasyLevelsConfig():
+    """Tell iCT and ECT from CT and CD, which were published with Fourier scale 16, an average and no dropout.
+
+    By any part that CT and CD have not, so that a wrong part does not hide the others.
+    """
+    match objective:
+        case ConsistencyConfig(descent=ByTeacherConfig()):
+            return False
+        case ConsistencyConfig(levels=EasyLevelsConfig()):
+            return True
+        case ConsistencyConfig(levels=GridLevelsConfig(curriculum=DoublingConfig())):
+            return True
+        case ConsistencyConfig(levels=GridLevelsConfig(law=LogNormalIntervalConfig())):
+            return True
+        case ConsistencyConfig(metric=PseudoHuberConfig()):
             return True
         case _:
             return False
 
 
-def _of_method(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
+def _stays(levels: GridLevelsConfig | EasyLevelsConfig) -> int:
+    """Return the number of points of a grid that never grows; else 0."""
+    match levels:
+        case GridLevelsConfig(curriculum=ConstantConfig(count=count)):
+            return count
+        case GridLevelsConfig(curriculum=SquareRootConfig(first=first, last=last)) if first >= last:
+            return first
+        case _:
+            return 0
+
+
+def _of_levels(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
     levels = objective.levels
     law = levels.law if isinstance(levels, GridLevelsConfig) else levels
     if isinstance(law, LogNormalIntervalConfig | EasyLevelsConfig) and law.mean > 0:
@@ -156,13 +199,37 @@ def _of_method(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
             f"sign of the mean: noise levels are log-normal about e^{law.mean:g}, far above what matters most for"
             " images; iCT's and ECT's mean is -1.1"
         )
+    if isinstance(law, LogNormalIntervalConfig | EasyLevelsConfig) and not 0.5 <= law.std <= 4:
+        yield (
+            f"deviation of the law: ln sigma spreads by {law.std:g}, so that"
+            f" {'hardly any level but those about the mean' if law.std < 1 else 'every level, however far,'} is trained"
+            " on; iCT's and ECT's deviation is 2"
+        )
+    match objective.descent:
+        case ByTeacherConfig(teacher=teacher) if not config.init:
+            yield f"CD from nothing: published students start from their teacher's weights: --init {teacher}"
+        case ByImageConfig() if count := _stays(levels):
+            yield (
+                f"curriculum stuck: the grid has {count} points throughout, and without a teacher few levels leave an"
+                " image that is too smooth; CT's grow to 151, iCT's to 1281"
+            )
+        case _:
+            pass
+
+
+def _of_loss(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
+    match objective.weighting:
+        case UnweightedConfig() if _improved(objective):
+            yield "every pair of levels alike: iCT's and ECT's weighting is InverseGap, 1 / (t - s)"
+        case _:
+            pass
     match objective.metric:
         case PseudoHuberConfig(c_power=power, divisor_power=divisor) if (power, divisor) != (0.5, 0.0):
             yield (
                 "c of the wrong dimension: iCT's pseudo-Huber metric is that of the whole image as one vector, c ="
                 " 0.00054 sqrt(D): objective.metric.c_power = 0.5, divisor_power = 0"
             )
-        case PseudoHuberConfig(c=c) if c > 0.01:
+        case PseudoHuberConfig(c=c) if c > LARGEST_C:
             yield (
                 f"c counted twice: objective.metric.c = {c:g} is multiplied by sqrt(D); iCT's 0.03 on CIFAR-10 is"
                 " c = 0.00054"
@@ -174,10 +241,13 @@ def _of_method(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
             "an average of weights as teacher: iCT and ECT learn from the weights of the moment (objective.target"
             " Current); the average is for sampling"
         )
+
+
+def _of_network(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
     if not config.backbone.dropout and config.train.steps > 10_000 and _improved(objective):
         yield "no dropout: iCT has 0.3 on CIFAR-10, 0.2 on ImageNet-64"
-    match levels, config.backbone:
-        case GridLevelsConfig(curriculum=DoublingConfig()), UNetConfig(adaptive_norm=True):
+    match objective.levels, config.backbone:
+        case GridLevelsConfig(), UNetConfig(adaptive_norm=True) if _improved(objective):
             yield (
                 "adaptive norm: scale and shift by the time, as in ADM's blocks, are reported to make iCT diverge;"
                 " backbone.adaptive_norm = false"
@@ -189,6 +259,11 @@ def _of_method(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
             yield (
                 f"Fourier scale {scale:g}: the embedding of neighbouring noise levels differs far too much; iCT has"
                 " backbone.fourier_scale = 0.02, and 0 (positional) is about as calm"
+            )
+        case UNetConfig(fourier_scale=scale) if 0 < scale < LEAST_FOURIER_SCALE:
+            yield (
+                f"Fourier scale {scale:g}: the embedding hardly differs from the lowest noise level to the highest; iCT"
+                " has backbone.fourier_scale = 0.02"
             )
         case _:
             pass

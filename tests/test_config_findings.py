@@ -152,6 +152,29 @@ MISTAKES = {
     ),
     "no average of weights: ": with_optim(ema_halflife=0),
     "no dropout: iCT has 0.3 on CIFAR-10": replace(ICT, backbone=replace(ICT.backbone, dropout=0.0)),
+    "deviation of the law: ln sigma spreads by 0.001, so that hardly any level but those": with_objective(
+        levels=GridLevelsConfig(law=LogNormalIntervalConfig(std=0.001))
+    ),
+    "deviation of the law: ln sigma spreads by 20, so that every level": with_objective(
+        ECT, levels=EasyLevelsConfig(std=20.0)
+    ),
+    "curriculum stuck: the grid has 11 points throughout": with_objective(
+        levels=GridLevelsConfig(curriculum=ConstantConfig(count=11))
+    ),
+    "curriculum stuck: the grid has 2 points throughout": with_objective(
+        CT, levels=GridLevelsConfig(curriculum=SquareRootConfig(last=2), law=UniformIntervalConfig())
+    ),
+    "every pair of levels alike: ": with_objective(weighting=UnweightedConfig()),
+    "c counted twice: objective.metric.c = 0.009": with_objective(
+        metric=PseudoHuberConfig(c=0.009, c_power=0.5, divisor_power=0.0)
+    ),
+    "CD from nothing: published students start from their teacher's weights: --init edm": replace(CD, init=""),
+    "an average of weights as teacher": with_objective(
+        levels=GridLevelsConfig(curriculum=SquareRootConfig()), target=AveragedWeightsConfig()
+    ),
+    "Fourier scale 0.002: the embedding hardly differs": replace(
+        ICT, backbone=replace(ICT.backbone, fourier_scale=0.002)
+    ),
     "no dropout: iCT has 0.3": replace(ICT, backbone=DiTConfig()),
 }
 
@@ -164,6 +187,15 @@ def test_a_mistake_is_named_alone_and_in_one_line(said: str) -> None:
     assert "\n" not in finding
     with pytest.raises(ValueError, match=said):
         raise ValueError(finding)
+
+
+def test_a_curriculum_that_is_stuck_hides_no_other_mistake() -> None:
+    """Each is found by what it is itself, not by the curriculum beside it."""
+    levels = GridLevelsConfig(curriculum=ConstantConfig(count=11))
+    wrong = replace(ICT, backbone=replace(ICT.backbone, fourier_scale=16.0, dropout=0.0, adaptive_norm=True))
+    wrong = with_objective(wrong, levels=levels, target=AveragedWeightsConfig(), weighting=UnweightedConfig())
+    kinds = ("curriculum stuck", "an average", "no dropout", "Fourier scale", "every pair", "adaptive norm")
+    assert {kind: sum(said.startswith(kind) for said in findings(wrong)) for kind in kinds} == dict.fromkeys(kinds, 1)
 
 
 def test_only_consistency_models_are_looked_at() -> None:
@@ -184,6 +216,12 @@ REFUSED = {
     r"objective.levels Easy \(ECT\) starts from a trained diffusion model .* name it by --init": replace(ECT, init=""),
     "Easy .ECT. goes down to noise level 0 and needs parameterization Karras: ConsistencyKarras stops": replace(
         ECT, parameterization=ConsistencyKarrasConfig()
+    ),
+    "sample.sampler is heun, which follows a flow, and a consistency model has none": replace(
+        ICT, sample=SampleConfig()
+    ),
+    "sample.middle ends at 0.002, and at 0.002 and below .* gives the image back": replace(
+        ICT, sample=replace(ICT.sample, middle=(0.821, 0.002))
     ),
     "ConsistencyKarras is made for the noise levels of schedule VE: use that": replace(ICT, schedule=CosineConfig()),
     "ConsistencyKarras gives images back untouched at the lowest noise level": replace(

@@ -178,7 +178,7 @@ def test_edms_are_made_again_only_for_runs_that_are_missing(consistency, tmp_pat
 
     assert len(again()) == 6
     for name in consistency.ARMS:
-        for job in consistency.trials_of(name):
+        for job in consistency.trials_of(name, given.setting):
             records.add(job | {"distance": 1.0})
     for seed, name in itertools.product((0, 1), consistency.ARMS):
         records.add({"purpose": "table", "arm": name, "trial": 0, "seed": seed})
@@ -235,7 +235,7 @@ def test_runs_that_failed_are_told_and_never_chosen(consistency, table, tmp_path
     records = consistency.Records(tmp_path / "records.jsonl")
     for record in [failed, *other]:
         records.add(record)
-    assert consistency.best(records, "iCT") == 2
+    assert consistency.ranked(records, "iCT")[:2] == [2, 3]
     assert "0.0005, 160 levels: failed" in table(records.all(), "digits", 0)
     assert "failed" not in table([{**failed, "purpose": "table"}], "digits", 0)
 

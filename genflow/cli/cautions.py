@@ -33,6 +33,15 @@ def caution_of_straight(model: str, sampler: str, steps: int) -> None:
         )
 
 
+def caution_of_solver(model: str, denoiser: Denoiser, sampler: str, steps: int) -> None:
+    """Say so where a consistency model is drawn as if it were a flow; in one step Euler's is its own rule."""
+    if is_consistency(denoiser) and sampler != "multistep" and (sampler, steps) != ("euler", 1):
+        caution(
+            f"the sampler {sampler} follows a flow, and {model} is a consistency model, which has none: what comes of"
+            " it means nothing; its sampler is multistep"
+        )
+
+
 def caution_of_flow(model: str, denoiser: Denoiser) -> None:
     """Say so where a flow is asked of a consistency model."""
     if is_consistency(denoiser):

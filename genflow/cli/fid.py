@@ -16,7 +16,7 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from genflow.cli.cautions import caution_of_straight
+from genflow.cli.cautions import caution_of_solver, caution_of_straight
 from genflow.cli.models import Team, join_processes, load_model
 from genflow.cli.sides import (
     DTYPES,
@@ -241,6 +241,8 @@ def _caution(model: str, sides: Sequence[Side]) -> None:
     how = [side.said.sampling for side in sides if side.said.sampling is not None]
     most = max(how, key=lambda sampling: sampling.steps)
     caution_of_straight(model, most.sampler, most.steps)
+    drawn = [source for side in sides for source in side.ranges if isinstance(source, Samples)]
+    caution_of_solver(model, drawn[0].denoiser, most.sampler, most.steps)
 
 
 def _metrics(text: str) -> frozenset[str]:

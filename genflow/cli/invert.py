@@ -152,7 +152,7 @@ def _ways(denoiser: Denoiser, options: InvertArguments) -> tuple[_Way, _Way]:
     to_images = {
         "sampler": back,
         "steps": back_steps,
-        "times": choose_times(denoiser, back_steps, None).tolist(),
+        "times": choose_times(denoiser, back_steps, None, back).tolist(),
         "network_calls": network_calls(back, back_steps),
     }
     return (

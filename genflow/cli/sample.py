@@ -58,7 +58,7 @@ def sample(arguments: Sequence[str], *, prog: str = "genflow sample") -> None:
     """Write one PNG per seed; the same command again makes only what is missing."""
     options = parse_arguments(SampleArguments, arguments, prog=prog, about=ABOUT)
     _check_options(options)
-    from genflow.cli.cautions import caution_of_straight
+    from genflow.cli.cautions import caution_of_solver, caution_of_straight
     from genflow.cli.models import join_processes, load_model, picture_shape
     from genflow.denoiser import weights_hash
     from genflow.sampling.generate import choose_times, generate, list_labels, network_calls
@@ -72,7 +72,7 @@ def sample(arguments: Sequence[str], *, prog: str = "genflow sample") -> None:
     )
     sampler = denoiser.sampler if options.sampler == "default" else options.sampler
     # refuses what cannot be before anything is written
-    times = choose_times(denoiser, options.steps or None, options.times or None).tolist()
+    times = choose_times(denoiser, options.steps or None, options.times or None, sampler).tolist()
     steps = len(times) - 1
     list_labels(denoiser, options.labels or None, len(options.labels))  # as are labels that it has not
     classes = options.labels or denoiser.classes
@@ -91,6 +91,7 @@ def sample(arguments: Sequence[str], *, prog: str = "genflow sample") -> None:
     _check_folder(folder, seeds, made)
     if team.rank == 0:
         caution_of_straight(options.model, sampler, steps)
+        caution_of_solver(options.model, denoiser, sampler, steps)
 
     def draw(wanted: list[int]) -> torch.Tensor:
         return generate(

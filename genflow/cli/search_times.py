@@ -33,6 +33,7 @@ from genflow.evaluation.measurement import moments_of
 from genflow.evaluation.sources import FoundImages, Samples
 from genflow.evaluation.wording import number, plural
 from genflow.files import check_place
+from genflow.sampling.generate import times_above
 from genflow.schedules import VE
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def search_model_times(arguments: Sequence[str], *, prog: str = "genflow search-
         check_place(file)
     trials = _Trials.of(options, denoiser, device)
     known = [tuple(denoiser.times[str(k)]) for k in range(2, options.steps + 1) if str(k) in denoiser.times]
-    known += [tuple(schedule.times(k).tolist()) for k in range(2, options.steps + 1)]
+    known += [tuple(times_above(schedule, k).tolist()) for k in range(2, options.steps + 1)]
     found = {}
     ends = {"low": schedule.sigma_min, "high": schedule.sigma_max}
     for best in search_times(trials, options.steps, known=known, tolerance=options.tolerance, **ends):
@@ -178,9 +179,14 @@ def _check(options: SearchArguments) -> None:
 def _noise_levels(model: str, denoiser: Denoiser) -> VE:
     """Return the schedule whose times are noise levels.
 
-    Raises ``ValueError`` for another.
+    Raises ``ValueError`` for another, and for a model that is not sampled in multiple steps of its own.
     """
     match denoiser.schedule:
+        case VE() if denoiser.sampler != "multistep":
+            raise ValueError(
+                f"{model} is sampled by {denoiser.sampler}, whose times are not searched for: this is for consistency"
+                " models, whose sampler is multistep"
+            )
         case VE() as schedule:
             return schedule
         case other:

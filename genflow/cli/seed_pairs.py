@@ -30,7 +30,7 @@ def from_seeds(teacher: Denoiser, options: PairsArguments) -> tuple[Manifest, Ma
         "teacher": said_of(teacher),
         "sampler": sampler,
         "steps": steps,
-        "times": choose_times(teacher, steps, None).tolist(),
+        "times": choose_times(teacher, steps, None, sampler).tolist(),
         "network_calls": network_calls(sampler, steps),
         "guidance": options.guidance,
         "labels": labels,

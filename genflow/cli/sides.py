@@ -164,7 +164,7 @@ class Drawing:
 
 def draw_samples(denoiser: Denoiser, name: str, reference: ReferenceSide, drawing: Drawing) -> Side:
     """Return a model's samples, each range of seeds as many; refuses what cannot be before anything is computed."""
-    choose_times(denoiser, drawing.steps, None)
+    times = choose_times(denoiser, drawing.steps, None, drawing.sampler).tolist()
     channels, height, width = denoiser.image_shape
     if channels not in (1, 3):
         raise ValueError(
@@ -190,7 +190,7 @@ def draw_samples(denoiser: Denoiser, name: str, reference: ReferenceSide, drawin
     ]
     config = run_of(name)
     digest = weights_hash(denoiser)
-    own = denoiser.times.get(str(drawing.steps))
+    schedules = times == denoiser.schedule.times(drawing.steps).tolist()
     said = ImageSet(
         name=name,
         n=drawing.count,
@@ -209,7 +209,7 @@ def draw_samples(denoiser: Denoiser, name: str, reference: ReferenceSide, drawin
             guidance=drawing.guidance,
             first_seed=drawing.first_seed,
             labels=rule,
-            times=OF_SCHEDULE if own is None else " ".join(f"{t:g}" for t in own),
+            times=OF_SCHEDULE if schedules else " ".join(f"{t:g}" for t in times),
             ema=None if config is None else f"half-life {config.optim.ema_halflife:,.0f} images",
         ),
     )

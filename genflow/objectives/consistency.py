@@ -7,7 +7,7 @@ from torch import Tensor
 
 from genflow.denoiser import Denoiser
 from genflow.objectives.base import Batch, Objective, drop_labels
-from genflow.objectives.descents import ByImage, Descent
+from genflow.objectives.descents import ByImage, ByTeacher, Descent
 from genflow.objectives.levels import Levels
 from genflow.objectives.metrics import Metric
 from genflow.objectives.targets import CurrentWeights, Target
@@ -34,7 +34,8 @@ class Consistency(Objective):
     Sources: "Consistency Models", arXiv 2303.01469, eq. 7 and 10; "Improved Techniques for Training Consistency
     Models", arXiv 2310.14189; "Consistency Models Made Easy", arXiv 2406.14548.
 
-    Raises ``ValueError`` for a label dropout outside [0, 1).
+    Raises ``ValueError`` for a label dropout outside [0, 1), levels that do not fit the model (``Levels.check``), and
+    a teacher that is the model itself.
     """
 
     exact = True
@@ -53,6 +54,11 @@ class Consistency(Objective):
         super().__init__()
         if not 0 <= label_dropout < 1:
             raise ValueError(f"label_dropout must be in [0, 1), got {label_dropout}")
+        if isinstance(descent, ByTeacher) and descent.teacher is denoiser:
+            raise ValueError(
+                "the teacher is the model itself, which is frozen now: give it a copy, copy.deepcopy(model)"
+            )
+        levels.check(denoiser)
         self.denoiser = denoiser
         self.levels = levels
         self.metric = metric

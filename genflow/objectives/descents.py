@@ -5,11 +5,12 @@ from __future__ import annotations
 import abc
 from typing import Self
 
+import torch
 from torch import Tensor, nn
 
 from genflow.denoiser import Denoiser
 from genflow.objectives.base import Batch
-from genflow.schedules import Schedule
+from genflow.schedules import Schedule, expand
 
 
 class Descent(nn.Module, abc.ABC):
@@ -57,11 +58,14 @@ class ByTeacher(Descent):
 class ByTeacherHeun(ByTeacher):
     """Distillation by Heun: the step of ``ByTeacher`` with its slope averaged over both ends; two calls.
 
-    On ``VE``: ``x_s = x_t + (s - t) (noise_in(x_t) + noise_in(x_s')) / 2``, x_s' being Euler's; needs s > 0.
+    On ``VE``: ``x_s = x_t + (s - t) (noise_in(x_t) + noise_in(x_s')) / 2``, x_s' being Euler's. To below ``t_min``,
+    where there is no noise to read, it is Euler's step, as the last one of EDM's sampler.
     Source: "Consistency Models", arXiv 2303.01469, section 4, after arXiv 2206.00364, algorithm 1.
     """
 
     def forward(self, schedule: Schedule, batch: Batch, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None) -> Tensor:
         clean = self.clean(batch, x_t, t, y)
         x_s = schedule.move(x_t, clean, t, s)
-        return schedule.correct(x_t, clean, t, x_s, self.clean(batch, x_s, s, y), s)
+        known = s.clamp(min=schedule.t_min)
+        corrected = schedule.correct(x_t, clean, t, x_s, self.clean(batch, x_s, known, y), known)
+        return torch.where(expand(s, x_s) == expand(known, x_s), corrected, x_s)

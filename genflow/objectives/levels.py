@@ -14,8 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from genflow.denoiser import Denoiser
 from genflow.objectives.curricula import Curriculum
 from genflow.objectives.time_distributions import LogNormal
+from genflow.parameterizations import ConsistencyKarras
 from genflow.schedules import VE, time_dtype
 
 
@@ -29,6 +31,16 @@ def karras_grid(points: int, *, low: float = 0.002, high: float = 80.0, rho: flo
     grid = VE(sigma_min=low, sigma_max=high, rho=rho).times(points)[:-1].flip(0)
     grid[0], grid[-1] = low, high
     return grid
+
+
+def _check_ve(denoiser: Denoiser, high: float) -> None:
+    match denoiser.schedule:
+        case VE(sigma_max=most) if high > most * (1 + 1e-6):
+            raise ValueError(f"levels up to {high:g} are above the schedule's last, {most:g}")
+        case VE():
+            return
+        case other:
+            raise ValueError(f"consistency models are trained on schedule VE, and this one has {type(other).__name__}")
 
 
 class IntervalLaw(abc.ABC):
@@ -53,10 +65,16 @@ class LogNormalInterval(IntervalLaw):
 
     ``z_i = (ln sigma_i - mean) / (sqrt(2) std)``; the mean is negative: iCT's -1.1 has its mode at 0.19 of the last
     grid. Source: "Improved Techniques for Training Consistency Models", arXiv 2310.14189, section 3.5.
+
+    Raises ``ValueError`` for a deviation that is not above 0.
     """
 
     mean: float = -1.1
     std: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise ValueError(f"the deviation of a log-normal law must be above 0, got {self.std}")
 
     def probabilities(self, grid: Tensor) -> Tensor:
         weights = torch.erf((grid.log() - self.mean) / (math.sqrt(2) * self.std)).diff()
@@ -72,6 +90,9 @@ class Levels(abc.ABC):
 
         The student sees t, the teacher s; both rise with u.
         """
+
+    def check(self, denoiser: Denoiser) -> None:  # noqa: B027
+        """Raise ``ValueError`` for a model that cannot be trained on these levels, saying which could."""
 
     def pace(self, step: int) -> dict[str, int]:
         """Return how far the law has come at a step, under the name that the log gives it; nothing if it stays."""
@@ -112,6 +133,21 @@ class GridLevels(Levels):
         i = torch.searchsorted(cumulative, u.contiguous(), right=True).clamp(max=len(grid) - 2)
         return grid[i + 1], grid[i]
 
+    def check(self, denoiser: Denoiser) -> None:
+        """Refuse other schedules than ``VE``, levels above its last, and models that change the image at the lowest.
+
+        There ``f(x, low) = x`` must hold, ``c_skip = 1, c_out = 0``, or nothing anchors what is learnt.
+        """
+        _check_ve(denoiser, self.high)
+        low = torch.tensor(self.low, dtype=torch.float64)
+        at = denoiser.parameterization.coefficients(denoiser.schedule, low)
+        if not math.isclose(at.c_skip, 1.0, abs_tol=1e-9) or not math.isclose(at.c_out, 0.0, abs_tol=1e-9):
+            raise ValueError(
+                f"at the lowest level of the grid, {self.low:g}, this model gives {float(at.c_skip):g} times the image"
+                f" and {float(at.c_out):g} times what its network says, where it must give the image alone: use"
+                " ConsistencyKarras with that sigma_min"
+            )
+
     def pace(self, step: int) -> dict[str, int]:
         """Return ``levels``, the number N of points of the grid."""
         return {"levels": self.curriculum.points(step)}
@@ -126,7 +162,7 @@ class EasyLevels(Levels):
     the constant mapping, ``q = 256, stages = 1`` the paper's short run.
     Source: "Consistency Models Made Easy", arXiv 2406.14548, section 3.
 
-    Raises ``ValueError`` unless q > 1, k >= 0, stages >= 1 and total >= stages.
+    Raises ``ValueError`` unless q > 1, k >= 0, b >= 0, std > 0, stages >= 1 and total >= stages.
     """
 
     total: int
@@ -138,10 +174,10 @@ class EasyLevels(Levels):
     stages: int = 8
 
     def __post_init__(self) -> None:
-        if not self.q > 1 or self.k < 0 or not 1 <= self.stages <= self.total:
+        if not self.q > 1 or self.k < 0 or self.b < 0 or not self.std > 0 or not 1 <= self.stages <= self.total:
             raise ValueError(
-                "objective.levels Easy needs q > 1, k >= 0 and stages from 1 to train.steps, got"
-                f" q {self.q:g}, k {self.k:g}, stages {self.stages}, steps {self.total}"
+                "objective.levels Easy needs q > 1, k >= 0, b >= 0, std > 0 and stages from 1 to train.steps, got"
+                f" q {self.q:g}, k {self.k:g}, b {self.b:g}, std {self.std:g}, stages {self.stages}, steps {self.total}"
             )
 
     def stage(self, step: int) -> int:
@@ -152,6 +188,15 @@ class EasyLevels(Levels):
         """Return s for times ``t`` (B,)."""
         n = 1 + self.k * torch.sigmoid(-self.b * t)
         return (t * (1 - n / self.q ** (self.stage(step) + 1))).clamp(min=0)
+
+    def check(self, denoiser: Denoiser) -> None:
+        """Refuse other schedules than ``VE``, and models that do not reach down to noise level 0."""
+        _check_ve(denoiser, 0.0)
+        match denoiser.parameterization:
+            case ConsistencyKarras():
+                raise ValueError("ECT goes down to noise level 0, and ConsistencyKarras stops above it: use Karras")
+            case _:
+                return
 
     def pairs(self, u: Tensor, step: int) -> tuple[Tensor, Tensor]:
         t = LogNormal(mean=self.mean, std=self.std).quantile(u)

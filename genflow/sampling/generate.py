@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -14,6 +15,7 @@ from genflow.pixels import quantize
 from genflow.sampling.guidance import guided
 from genflow.sampling.noise import SeededNoise
 from genflow.sampling.samplers import Sampler, ancestral, dpmpp_2m, euler, heun, multistep, straight, straight_heun
+from genflow.schedules import DiscreteVP, Schedule
 
 
 def generate(
@@ -45,7 +47,7 @@ def generate(
     """
     _check_request(denoiser, seeds, x, batch_size)
     run = find_sampler(sampler or denoiser.sampler)
-    grid = choose_times(denoiser, steps, times)
+    grid = choose_times(denoiser, steps, times, run)
 
     def begin(part: slice, noise: SeededNoise) -> Tensor:
         return denoiser.schedule.sigma(grid[0]).float() * noise(0) if x is None else x[part]
@@ -141,13 +143,19 @@ def network_calls(sampler: str, steps: int) -> int:
     return 2 * steps - 1 if find_sampler(sampler) in (heun, straight_heun) else steps
 
 
-def choose_times(denoiser: Denoiser, steps: int | None, times: Sequence[float] | None) -> Tensor:
-    """Return the grid (steps + 1,), float64 on the CPU: as given, as stored with the model, or the schedule's."""
+def choose_times(
+    denoiser: Denoiser, steps: int | None, times: Sequence[float] | None, sampler: str | Sampler | None = None
+) -> Tensor:
+    """Return the grid (steps + 1,), float64 on the CPU: as given, as stored with the model, or the schedule's.
+
+    For multistep the schedule's is ``times_above``: at ``t_min`` a consistency model is the identity.
+    """
     if times is None:
         steps = denoiser.steps if steps is None else steps
         times = denoiser.times.get(str(steps))
         if times is None:
-            return denoiser.schedule.times(steps)
+            multiple = find_sampler(sampler or denoiser.sampler) is multistep
+            return times_above(denoiser.schedule, steps) if multiple else denoiser.schedule.times(steps)
     elif steps is not None and steps != len(times) - 1:
         raise ValueError(f"steps is {steps} but times has {len(times) - 1} intervals: give one of the two")
     grid = torch.tensor([float(t) for t in times], dtype=torch.float64)
@@ -155,6 +163,25 @@ def choose_times(denoiser: Denoiser, steps: int | None, times: Sequence[float] |
     if len(grid) < 2 or not falls or grid[-1] != 0 or grid[0] > denoiser.schedule.t_max:
         raise ValueError(f"times must fall from at most {denoiser.schedule.t_max} to 0, got {list(times)}")
     return grid
+
+
+def times_above(schedule: Schedule, steps: int) -> Tensor:
+    """Return a grid (steps + 1,) float64 whose times, but for the 0 at its end, are all above ``t_min``.
+
+    The coarsest of the schedule's own, with what is at ``t_min`` or below left out: on ``VE`` the grid of one step
+    more without sigma_min, on ``Linear`` its own grid.
+
+    Raises ``ValueError`` for less than 1 step and for as many as a table of betas has, ``TypeError`` for a number that
+    is no integer.
+    """
+    if isinstance(schedule, DiscreteVP) and steps >= schedule.count:
+        raise ValueError(
+            f"steps must be at most {schedule.count - 1} from the first to the last entry of the table of betas, got"
+            f" {steps}"
+        )
+    grids = (schedule.times(count) for count in itertools.count(operator.index(steps)))
+    above = next(times for grid in grids if len(times := grid[grid > 1.000001 * schedule.t_min]) == steps)
+    return torch.cat([above, above.new_zeros(1)])
 
 
 def _check_request(denoiser: Denoiser, seeds: Sequence[int], x: Tensor | None, batch_size: int) -> None:

@@ -8,8 +8,6 @@ Source: "Improving the Training of Rectified Flows", arXiv 2405.20320, figures 5
 
 from __future__ import annotations
 
-import itertools
-import operator
 from collections.abc import Sequence
 from typing import Literal
 
@@ -18,10 +16,18 @@ from torch import Tensor
 
 from genflow.denoiser import Denoiser
 from genflow.pixels import to_unit
-from genflow.sampling.generate import carry, check_finite, choose_times, find_sampler, generate, list_labels
+from genflow.sampling.generate import (
+    carry,
+    check_finite,
+    choose_times,
+    find_sampler,
+    generate,
+    list_labels,
+    times_above,
+)
 from genflow.sampling.noise import SeededNoise
 from genflow.sampling.samplers import Sampler, ancestral, euler, heun
-from genflow.schedules import DiscreteVP, Schedule
+from genflow.schedules import Schedule
 
 _MOST = 4.0  # what a picture in [-1, 1] may reach, with room for all that a model overshoots
 
@@ -100,7 +106,7 @@ def decode(
             "the sampler ancestral adds noise of its own, which hides what was given: choose another one for the way"
             " to images, such as euler or heun"
         )
-    start = denoiser.schedule.sigma(choose_times(denoiser, steps, None)[0]).float()
+    start = denoiser.schedule.sigma(choose_times(denoiser, steps, None, sampler)[0]).float()
     return generate(
         denoiser,
         range(len(noise)),
@@ -166,21 +172,12 @@ def slerp(first: Tensor, second: Tensor, weights: float | Sequence[float] | Tens
 def rising_times(schedule: Schedule, steps: int) -> Tensor:
     """Return the grid for ``steps`` intervals back to noise: (steps + 1,) float64, from ``t_min`` up to ``t_max``.
 
-    It is the schedule's own: the coarsest whose times above ``t_min`` are as many as steps. On ``Linear`` that is
+    Those above ``t_min`` are those of ``times_above``, which says what it raises. On ``Linear`` the grid is
     [0.001, 1/N, 2/N, ..., 1], on ``VE`` sigma_min and up.
-
-    Raises ``ValueError`` for less than 1 step and for more than a table of betas has, ``TypeError`` for a number that
-    is no integer.
     """
-    low = schedule.t_min
-    if isinstance(schedule, DiscreteVP) and steps >= schedule.count:
-        raise ValueError(
-            f"steps must be at most {schedule.count - 1} from an image to noise, from the first to the last entry of"
-            f" the table of betas, got {steps}"
-        )
-    grids = (schedule.times(count) for count in itertools.count(operator.index(steps)))
-    own = next(times for grid in grids if len(times := grid[grid > 1.000001 * low]) == steps)
-    return torch.cat([own, own.new_tensor([low])]).flip(0)
+    grid = times_above(schedule, steps)
+    grid[-1] = schedule.t_min
+    return grid.flip(0)
 
 
 def inverting_sampler(denoiser: Denoiser, sampler: str | None = None) -> str:

@@ -160,9 +160,16 @@ def _reading(denoiser: Denoiser, parameterization: Parameterization) -> Denoiser
     return other.train(denoiser.training)
 
 
+class AnyModel(GridLevels):
+    """Levels for models that change the image at the lowest, too, as diffusers' do."""
+
+    def check(self, denoiser: Denoiser) -> None:
+        """Refuse nothing."""
+
+
 def _training(kind: type[Consistency], denoiser: Denoiser, total_steps: int) -> Consistency:
     """Return what both have in common: the grid, its growth, the law of its intervals, the metric and the weights."""
     curriculum = Doubling(total=total_steps, first=10, last=1280)
     law = LogNormalInterval(mean=-1.1, std=2.0)
-    levels = GridLevels(curriculum=curriculum, law=law, low=SIGMA_MIN, high=SIGMA_MAX, rho=RHO)
+    levels = AnyModel(curriculum=curriculum, law=law, low=SIGMA_MIN, high=SIGMA_MAX, rho=RHO)
     return kind(denoiser, levels, metric=PseudoHuberOfElements(), weighting=InverseGap())

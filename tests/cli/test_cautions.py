@@ -6,16 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small import make_config
+from small import Scale, make_config
 from teachers import make_teacher
 
 from genflow.build import export
-from genflow.cli.cautions import caution_of_data, caution_of_straight, classes_of, is_of_pairs
+from genflow.cli.cautions import caution_of_data, caution_of_solver, caution_of_straight, classes_of, is_of_pairs
 from genflow.cli.main import main
 from genflow.config import Config, DataConfig, RegressionConfig, UniformConfig, UShapedConfig
 from genflow.config_files import to_toml
-from genflow.denoiser import config_file
+from genflow.denoiser import Denoiser, config_file
 from genflow.kind import KINDConfig, decompose
+from genflow.parameterizations import ConsistencyKarras, Karras
+from genflow.schedules import VE
 
 TINY = ["--backbone.width", "16", "--train.batch-size", "8", "--train.steps", "1", "--train.preview-every", "0"]
 WARNED = "solves straight flows only"
@@ -172,3 +174,28 @@ def test_ect_from_a_consistency_model_is_warned_of(tmp_path, capsys) -> None:
     capsys.readouterr()
     assert main(["train", "tiny-ect", *TINY[:4], "--train.steps", "8", "--init", "runs/tiny-ict/model"]) == 0
     assert "init runs/tiny-ict/model is a consistency model, and ECT starts from" in capsys.readouterr().err
+
+
+def test_solvers_of_flows_are_warned_of_on_consistency_models(tmp_path, capsys) -> None:
+    for name, row in (("anchored", ConsistencyKarras()), ("easy", Karras())):
+        denoiser = Denoiser(Scale(), VE(), row, image_shape=(1, 8, 8), sampler="multistep", steps=1)
+        for sampler, steps in (("multistep", 4), ("euler", 1)):
+            caution_of_solver(name, denoiser, sampler, steps)
+        assert capsys.readouterr().err == ""
+        for sampler, steps in (("heun", 1), ("euler", 2), ("dpmpp_2m", 4)):
+            caution_of_solver(name, denoiser, sampler, steps)
+            said = capsys.readouterr().err
+            assert said.startswith(
+                f"genflow: warning: the sampler {sampler} follows a flow, and {name} is a consistency"
+            )
+            assert said.count("\n") == 1
+    caution_of_solver("edm", Denoiser(Scale(), VE(), Karras(), image_shape=(1, 8, 8)), "heun", 18)
+    assert capsys.readouterr().err == ""
+
+
+def test_both_commands_that_draw_say_so(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_teacher(Path("model"), shape=(1, 8, 8), classes=10, sampler="multistep")
+    for command in (["sample", "model", "--num", "4"], ["fid", "model", "digits", "--num", "20"]):
+        assert main([*command, "--sampler", "heun", "--steps", "1"]) == 0
+        assert capsys.readouterr().err.count("the sampler heun follows a flow") == 1

@@ -252,9 +252,11 @@ def test_the_constant_mapping_keeps_a_share_of_the_level() -> None:
     torch.testing.assert_close(levels.below(t, 0), t * 255 / 256)
 
 
-@pytest.mark.parametrize("given", [{"q": 1.0}, {"k": -1.0}, {"stages": 0}, {"stages": 11}])
+@pytest.mark.parametrize("given", [{"q": 1.0}, {"k": -1.0}, {"b": -1.0}, {"std": 0.0}, {"stages": 0}, {"stages": 11}])
 def test_mappings_that_go_nowhere_are_refused(given: dict) -> None:
-    with pytest.raises(ValueError, match=r"objective.levels Easy needs q > 1, k >= 0 and stages from 1 to train.steps"):
+    with pytest.raises(
+        ValueError, match=r"objective.levels Easy needs q > 1, k >= 0, b >= 0, std > 0 and stages from 1 to train.steps"
+    ):
         EasyLevels(total=10, **given)
 
 

@@ -12,8 +12,9 @@ from genflow import generate
 from genflow.denoiser import Denoiser
 from genflow.parameterizations import ConsistencyKarras
 from genflow.sampling import euler, multistep, network_calls
+from genflow.sampling.generate import choose_times, times_above
 from genflow.sampling.noise import SeededNoise
-from genflow.schedules import VE, VP, Linear
+from genflow.schedules import VE, VP, DiscreteVP, Linear
 from genflow.training.ema import EMA
 
 TWO = torch.tensor([80.0, 0.821, 0.0], dtype=torch.float64)
@@ -73,6 +74,30 @@ def test_the_lowest_level_adds_no_noise() -> None:
     once = multistep(lambda x, t, s: x / t, VE(), 80 * draws(0), times[[0, 2]], no_noise)
     again = multistep(lambda x, t, s: x / t if t > 1 else x, VE(), 80 * draws(0), times, draws)
     assert torch.equal(once, again)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+def test_no_call_is_wasted_where_no_times_are_given(steps: int) -> None:
+    """At t_min the model is the identity: its grid ends above, as EDM's of one step more does without its last time."""
+    seen: list[float] = []
+
+    class Watched(Denoiser):
+        def denoise(self, x_t, t, y=None, s=None, **given):
+            seen.append(float(t))
+            return super().denoise(x_t, t, y, s, **given)
+
+    denoiser = Watched(CountingNetwork(), VE(), ConsistencyKarras(), image_shape=(1, 4, 4), sampler="multistep")
+    generate(denoiser, range(2), steps=steps)
+    assert seen == pytest.approx(VE().times(steps + 1)[:-2].tolist())
+    assert len(seen) == steps
+    assert min(seen) > 0.4 if steps < 4 else min(seen) > 0.002
+    assert choose_times(denoiser, steps, None, "heun").tolist() == VE().times(steps).tolist()
+
+
+def test_grids_above_the_lowest_time() -> None:
+    assert times_above(Linear(), 4).tolist() == Linear().times(4).tolist()
+    with pytest.raises(ValueError, match="steps must be at most 999"):
+        times_above(DiscreteVP(), 1000)
 
 
 def test_the_spread_of_exact_samples_is_the_datas() -> None:
