@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from genflow.config import Config
+from genflow.config_files import recipes
 from genflow.data.pairs import PairData
 from genflow.denoiser import Denoiser, saved_in, weights_hash
 from genflow.denoiser_parts import network_arguments
@@ -35,7 +36,14 @@ def load_named(path: str, option: str) -> Denoiser:
     if path.startswith("hf:"):
         return Denoiser.from_pretrained(path.removeprefix("hf:"))
     if not Path(path).is_dir():
-        raise ValueError(f"{option} {path} is not a folder: give a saved model's, or hf:OWNER/NAME for one on the hub")
+        match Path(path).parts:
+            case ("runs", name, *_) if name in recipes():
+                first = f"; that is where genflow train {name} leaves its own, which has not been run here"
+            case _:
+                first = ""
+        raise ValueError(
+            f"{option} {path} is not a folder: give a saved model's, or hf:OWNER/NAME for one on the hub{first}"
+        )
     return Denoiser.from_pretrained(saved_in(path))
 
 

@@ -35,6 +35,7 @@ LEVELS = [
     {"training", "evaluation", "pipeline", "published"},
     {"build", "build_objective", "build_start", "build_surgery", "card", "card_method"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 # what may be used by a neighbour of the same level; everything else is used from above only

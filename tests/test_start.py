@@ -12,7 +12,7 @@ from small import make_config
 from teachers import make_teacher
 
 from genflow.build import build_denoiser
-from genflow.build_start import misreading
+from genflow.build_start import load_named, misreading
 from genflow.cli.main import main
 from genflow.config import Config, ConvertedConfig, DataConfig, KarrasConfig, PredictVelocityConfig, RegressionConfig
 from genflow.config_files import find_recipe, load_config, to_toml
@@ -157,3 +157,13 @@ def test_from_python_it_is_a_warning(tmp_path) -> None:
     make_teacher(tmp_path / "edm")
     with pytest.warns(UserWarning, match="its weights mean Karras"):
         build_denoiser(replace(make_config(tmp_path), init=str(tmp_path / "edm")), (1, 8, 8), 3)
+
+
+def test_a_start_that_a_recipe_would_make_is_told_of(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"init runs/tiny-edm/model is not a folder.* genflow train tiny-edm leaves its"
+    ):
+        load_named("runs/tiny-edm/model", "init")
+    with pytest.raises(ValueError, match=r"hf:OWNER/NAME for one on the hub$"):
+        load_named("runs/mine/model", "init")

@@ -408,3 +408,8 @@ def test_a_run_goes_on_with_its_images_wherever_they_lie_and_with_no_others(here
     Image.fromarray(np.zeros((10, 12), dtype=np.uint8)).save(moved / "0.png")
     assert train(moved, 4) == 2
     assert "the images are not those that runs/tiny-edm began with: give them back" in capsys.readouterr().err
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "genflow", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()[0]) == (0, "genflow")
