@@ -279,6 +279,19 @@ def test_the_share_of_right_digits_is_that_of_the_digits_meant() -> None:
         (["kind", "extract", "runs/whole", "--classes", "0", "-o", "file/new"], "file is a file, not a folder"),
         (["kind", "grow", "runs/whole", "--classes", "0", "-o", "new"], "at least one tailor can be added, got 0"),
         (["kind", "grow", "runs/whole", "--classes", "1", "--rank", "2", "-o", "new"], "and new ones must too; got 2"),
+        (
+            ["kind", "grow", "runs/whole", "--classes", "1", "--seed", str(2**64), "-o", "new"],
+            f"--seed must be in [0, 2^64), got {2**64}",
+        ),
+        (["kind", "grow", "runs/whole", "--classes", "1", "--seed", "-1", "-o", "new"], "--seed must be in [0, 2^64)"),
+        (
+            ["kind", "grow", "runs/whole", "--classes", "1", "--drop", "--rank", "33", "-o", "new"],
+            "blocks.0.attention.q has a kernel of 32x32, whose rank is 32 at most, got rank 33",
+        ),
+        (
+            ["kind", "extract", "runs/whole", "--classes", "1", "-o", "/proc/new"],
+            "no file can be made in the folder /proc (",
+        ),
         (["kind", "recombine", "runs/whole", "-o", "new"], "give two parts at least, got 1"),
         (["kind", "recombine", "runs/whole", "runs/three", "-o", "new"], "parts of one model have as many labels"),
         (["kind", "draw", "runs/plain", "-o", "a.png"], "runs/plain is not decomposed"),

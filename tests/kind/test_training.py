@@ -19,6 +19,7 @@ from genflow.cli.train import check_resume
 from genflow.config import (
     AveragedWeightsConfig,
     ByTeacherConfig,
+    ClassLoRAConfig,
     Config,
     ConsistencyConfig,
     ConsistencyKarrasConfig,
@@ -39,6 +40,7 @@ from genflow.config import (
     SquaredL2Config,
     SquareRootConfig,
     TransferConfig,
+    TruncationConfig,
     UNetConfig,
     UShapedConfig,
     VEConfig,
@@ -51,6 +53,7 @@ from genflow.training.trainer import Trainer
 
 KIND = KINDConfig(learngenes=0.25, tailor_rank=4)
 UNET = UNetConfig(width=16, multipliers=(1, 2), blocks=1, attention=(4,), dropout=0.2)
+LORA = ClassLoRAConfig()
 ICT = ConsistencyConfig(levels=GridLevelsConfig(curriculum=DoublingConfig(first=2, last=8)), label_dropout=0.3)
 CT = replace(
     ICT,
@@ -95,7 +98,7 @@ def here(tmp_path, monkeypatch) -> None:
 
 
 def picked(config: DataConfig) -> ImageData:
-    data = image_data()
+    data = image_data(classes=0 if config.path == "bare" else 3)
     return data.of_classes(config.keep) if config.keep else data
 
 
@@ -276,7 +279,17 @@ def test_two_processes_hold_the_same_decomposed_weights(surgery, tmp_path) -> No
     ("parts", "said"),
     [
         ({"surgery": TransferConfig()}, "surgery Transfer trains a decomposed model further: name it by --init"),
-        ({"data": DataConfig(classes=False)}, "data.classes = false takes the classes away"),
+        *(
+            (
+                {"surgery": how, "init": init, "data": data},
+                f"surgery {how.type} trains a part .* each class, and {said}",
+            )
+            for how, init in ((KIND, ""), (TransferConfig(), "kind"), (TruncationConfig(), "dense"), (LORA, "dense"))
+            for data, said in (
+                (DataConfig(classes=False), "data.classes = false"),
+                (DataConfig(path="bare"), "the data"),
+            )
+        ),
         ({"surgery": replace(KIND, linears="(")}, "is no regular expression"),
         ({"surgery": replace(KIND, linears="nothing")}, "this backbone has conditioning"),
         ({"surgery": replace(KIND, class_to_tailor=(0, 1))}, "tailors of 2 classes, and the data have 3"),
@@ -291,7 +304,10 @@ def test_two_processes_hold_the_same_decomposed_weights(surgery, tmp_path) -> No
             "another network: heads is 2 there and 4 here",
         ),
         ({"surgery": TransferConfig(), "init": "kind", "backbone": replace(DIT, width=64)}, "another network"),
-        ({"surgery": TransferConfig(), "init": "kind", "backbone": replace(DIT, depth=1)}, "of another backbone"),
+        (
+            {"surgery": TransferConfig(), "init": "kind", "backbone": replace(DIT, depth=1)},
+            r"of another backbone: 6 of its 12 layers are no nn.Linear of this one, such as blocks\.1\.attention\.k",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_anything_is_written(parts, said) -> None:
