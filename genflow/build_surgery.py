@@ -11,11 +11,11 @@ import torch
 
 from genflow import kind
 from genflow.adapters import adapt, merged
-from genflow.build_start import load_named, load_weights, resumes
+from genflow.build_start import describe_named, load_weights, resumes
 from genflow.config import ClassLoRAConfig, Config, IntactConfig, KINDConfig, TransferConfig, TruncationConfig
 from genflow.data.images import ImageData
 from genflow.data.pairs import PairData
-from genflow.denoiser import Denoiser
+from genflow.denoiser import Denoiser, is_saved
 
 
 def operate(config: Config, fresh: Denoiser, source: Denoiser | None) -> Denoiser:
@@ -125,13 +125,16 @@ def _blank(config: Config, fresh: Denoiser) -> kind.Decomposed:
 
 
 def _layout(config: Config) -> kind.Layout:
-    """Return the structure of init, or where a run goes on, of the model that it has saved: init may be gone then."""
-    place, option = (
-        (str(config.folder / "model"), "the model of the run,") if resumes(config) else (config.init, "init")
-    )
-    match load_named(place, option).backbone:
-        case kind.Decomposed() as model:
-            return model.layout()
+    """Return the structure of init, or where a run goes on, of the model that it has saved: one of the two may be gone.
+
+    Checkpoints hold weights alone, which do not tell whose the tailors are.
+    """
+    saved = config.folder / "model"
+    goes_on = resumes(config) and is_saved(saved)
+    place, option = (str(saved), "the model of the run,") if goes_on else (config.init, "init")
+    match describe_named(place, option):
+        case {"class": "Decomposed", "arguments": {"layout": layout}}:
+            return kind.Layout.read(layout)
         case _:
             raise ValueError(
                 f"{option} {place} is a dense model, and surgery Transfer goes on with a decomposed one: decompose its"

@@ -82,8 +82,8 @@ def _check_surgery(config: Config) -> None:
     match config.surgery:
         case KINDConfig(class_to_tailor=()) | TransferConfig() | TruncationConfig() | ClassLoRAConfig() if lost:
             raise ValueError(
-                f"surgery {config.surgery.type} trains a part of the network for each class, and data.classes = false takes"
-                " the classes away: leave it out"
+                f"surgery {config.surgery.type} trains a part of the network for each class, and data.classes = false"
+                " takes the classes away: leave it out"
             )
         case TransferConfig() if not config.init:
             raise ValueError(

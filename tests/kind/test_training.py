@@ -191,6 +191,35 @@ def test_a_transfer_trains_tailors_and_label_rows_alone_and_outlives_its_start()
     assert all(torch.equal(p, averaged[name]) for name, p in trained.named_parameters() if id(p) not in own)
 
 
+def test_a_transfer_goes_on_without_its_saved_model_while_its_start_is_there() -> None:
+    save_edm("start", operate=lambda m: kind.add_tailors(kind.remove_tailors(m), 3))
+    config = config_of("cut", surgery=TransferConfig(), init="start", **EDM)
+    one = whole(replace(config, name="whole"))
+    with pytest.raises(Stopped):
+        trainer_of(config, stop=5).fit()
+    shutil.rmtree("runs/cut/model")
+    Path("start").rename("away")
+    with pytest.raises(ValueError, match="init start is not a folder"):
+        trainer_of(config)
+    Path("away").rename("start")
+    two = trainer_of(config)
+    two.fit()
+    assert_same(tensors(one), tensors(two))
+
+
+def test_a_transfer_reads_the_weights_of_its_start_once(monkeypatch) -> None:
+    save_edm("start")
+    load, read = Denoiser.from_pretrained, []
+
+    def watched(place, *given, **options) -> Denoiser:
+        read.append(place)
+        return load(place, *given, **options)
+
+    monkeypatch.setattr(Denoiser, "from_pretrained", watched)
+    trainer_of(config_of(surgery=TransferConfig(), init="start", **EDM))
+    assert read == ["start"]
+
+
 def test_a_transfer_of_everything_trains_everything() -> None:
     start = save_edm("start")
     trained = whole(config_of(surgery=TransferConfig(trains="all"), init="start", **EDM)).objective.denoiser
