@@ -11,9 +11,22 @@ from small import DIT, UNET, assert_same, make_config
 
 from genflow import kind
 from genflow.build import build_denoiser, export, preview
+from genflow.build_surgery import to_save
+from genflow.card_method import method
 from genflow.cli.cautions import classes_of, told_by
 from genflow.cli.main import main
-from genflow.config import DataConfig, IntactConfig, KarrasConfig, KINDConfig, SampleConfig, VEConfig
+from genflow.config import (
+    ClassLoRAConfig,
+    DataConfig,
+    IntactConfig,
+    KarrasConfig,
+    KINDConfig,
+    LoRAConfig,
+    SampleConfig,
+    TransferConfig,
+    TruncationConfig,
+    VEConfig,
+)
 from genflow.config_files import to_toml
 from genflow.data.images import load_images
 from genflow.denoiser import Denoiser
@@ -222,6 +235,55 @@ def test_a_card_says_what_a_model_is_made_of_and_which_classes_it_has(whole) -> 
     for text in (small, full):
         assert "`Decomposed(DiT(" in text
         assert "Its kernels are decomposed by KIND (arXiv 2408.07337) into learngenes" in text
+
+
+@pytest.mark.parametrize(
+    ("class_to_tailor", "said"),
+    [
+        ((0, 1, 2, 3), "4 tailors of single classes (18,624). `"),
+        ((5, 5, 1, -1), "2 tailors of the classes {2}, {0, 1} (9,312), none of them of {3}. `"),
+        ((-1,) * 4, "0 tailors of single classes (0), none of them of {0, 1, 2, 3}. `"),
+        ((0,) + (1,) * 11, "2 tailors of 1 to 11 classes each (9,312). `"),
+        ((0,) * 2 + (-1,) * 11, "1 tailor of 2 classes each (4,656), none of them of the other 11. `"),
+    ],
+)
+def test_a_card_tells_whose_the_tailors_are(class_to_tailor, said) -> None:
+    count = len(class_to_tailor)
+    config = replace(make_config(Path(), DIT), surgery=replace(KIND, class_to_tailor=class_to_tailor), **EDM)
+    assert said in method(build_denoiser(config, (1, 8, 8), count), config)
+
+
+@pytest.mark.parametrize(
+    ("surgery", "init", "said"),
+    [
+        (KIND, "runs/dense", "What was decomposed are the weights of `dense`."),
+        (
+            TransferConfig(),
+            "runs/whole",
+            "transfer of the decomposed model `whole`, of which the tailors and label rows",
+        ),
+        (TransferConfig(trains="all"), "runs/whole/model", "model `whole`, of which everything was trained."),
+        (
+            LoRAConfig(rank=2),
+            "runs/dense/model",
+            "fitted to its classes from the model `dense`, by `LoRA(rank=2,",
+        ),
+        (ClassLoRAConfig(), "runs/dense", "Each class has a LoRA (arXiv 2106.09685) of its own"),
+        (
+            ClassLoRAConfig(),
+            "runs/dense",
+            "fitted to its classes from the model `dense`, by `ClassLoRA(rank=4,",
+        ),
+        (TruncationConfig(), "runs/dense", "from the model `dense`, by `Truncation(learngenes=0.27, tailor_rank=4"),
+    ],
+)
+def test_a_card_says_what_model_was_fitted_and_how(surgery, init, said, whole) -> None:
+    save(Path("runs/dense"), surgery=IntactConfig())
+    config = replace(make_config(Path("runs"), DIT), name="fitted", surgery=surgery, init=init, **EDM)
+    export(to_save(config, build_denoiser(config, (1, 8, 8), 4)), config.folder / "model")
+    (config.folder / "config.toml").write_text(to_toml(config))
+    assert main(["push", "runs/fitted", "--repo", "me/mine", "--dry-run", "--out", "hub"]) == 0
+    assert said in Path("hub/README.md").read_text()
 
 
 TINY = ["--backbone.width", "16", "--backbone.depth", "1", "--train.batch-size", "8", "--train.steps", "2"]
