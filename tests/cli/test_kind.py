@@ -32,6 +32,7 @@ from genflow.data.images import load_images
 from genflow.denoiser import Denoiser
 from genflow.evaluation.extraction import AskedClass, pass_through
 from genflow.evaluation.features import load_features
+from genflow.evaluation.protocol import load_results
 from genflow.evaluation.sources import FoundImages
 from genflow.nn import DiT
 from genflow.pictures import read_image
@@ -39,6 +40,7 @@ from genflow.pipeline import GenflowPipeline
 from genflow.sampling.generate import generate
 
 KIND = KINDConfig(learngenes=0.25, tailor_rank=4)
+OTHERS = "classes are matched by their order alone"
 EDM = {"schedule": VEConfig(), "parameterization": KarrasConfig(), "sample": SampleConfig(steps=2)}
 
 
@@ -191,11 +193,41 @@ def test_figures_are_of_the_classes_that_a_model_has(whole, capsys) -> None:
     """Digits 1 and 3 stand for the first and the second class, whatever the model calls them."""
     run("extract", "runs/whole", "--classes", "2,3", "-o", "small")
     said = refused(capsys, "fid", "small", "digits", "--num", "8", "--steps", "1")
-    assert "the model has 2 classes (2, 3), digits-test has 10" in said
-    assert "--data.keep" in said
+    assert "the model has 2 classes (labels 2, 3), digits-test has 10" in said
+    assert "name by --data.keep the classes of the reference that the model's are" in said
     assert main(["fid", "small", "digits", "--num", "70", "--steps", "1", "--data.keep", "1", "3"]) == 0
     said = capsys.readouterr().out
     assert "digits-test, classes 1 3" in said
+    assert "warning: the model has the labels 2, 3 of 4, and the reference is of the classes 1, 3: classes are" in said
+    assert main(["fid", "small", "digits", "--num", "70", "--steps", "1", "--data.keep", "2", "3"]) == 0
+    assert OTHERS not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("reference", "given", "said"),
+    [
+        ("digits", [], ""),
+        ("digits", ["--data.keep", "9", "8", "6", "4"], ""),
+        ("digits", ["--data.keep", "1", "2", "3", "4"], "the reference is of the classes 1, 2, 3, 4: "),
+        ("own.npz", [], ""),
+        ("other.npz", [], "the reference is of the classes 1, 2, 3, 4: "),
+        ("all.npz", [], "the reference is of all classes: "),
+    ],
+)
+def test_a_run_on_some_classes_and_a_reference_of_others_are_told_apart(reference, given, said, whole, capsys) -> None:
+    config = replace(make_config(Path("runs"), DIT), name="whole", data=DataConfig(path="digits", keep=(4, 6, 8, 9)))
+    Path("runs/whole/config.toml").write_text(to_toml(config))
+    kept = {"own.npz": ["4", "6", "8", "9"], "other.npz": ["1", "2", "3", "4"]}
+    if reference.endswith(".npz"):
+        chosen = ["--data.keep", *kept[reference]] if reference in kept else []
+        assert main(["stats", "digits", *chosen, "-o", reference]) == 0
+    capsys.readouterr()
+    assert main(["fid", "runs/whole", reference, "--num", "70", "--steps", "1", *given, "--out", "result.json"]) == 0
+    assert capsys.readouterr().out.count(OTHERS) == bool(said)
+    (result,) = load_results(Path("result.json"))
+    told = [note for note in result.notes if OTHERS in note]
+    assert len(told) == bool(said)
+    assert all(f"trained on the classes 4, 6, 8, 9 of digits, and {said}" in note for note in told)
 
 
 def test_swapped_gates_are_drawn_and_read_as_the_digits_that_classes_are(whole, capsys) -> None:
