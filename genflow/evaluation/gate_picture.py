@@ -15,7 +15,7 @@ from genflow.sampling.generate import generate
 
 ROWS = 3  # seeds that are shown
 TILE, GAP = 34, 4
-LEFT, TOP, BELOW, BESIDE = 62, 62, 26, 18  # of a panel: room for names, titles, and what comes next
+LEFT, TOP, BELOW, BESIDE = 78, 62, 26, 18  # of a panel: room for names, titles, and what comes next
 DARK: Colour = (33, 120, 125)  # of a share of 1; that of 0 is white
 SHORT = 8  # letters of a name
 CAPTION = (
