@@ -168,6 +168,8 @@ class DiTConfig:
     """Hidden width of the MLPs, in multiples of width."""
     dropout: Share = 0.0
     """Share of activations dropped in blocks."""
+    fused_qkv: bool = False
+    """Give queries, keys and values one kernel: the same function, but decomposed as one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field
 
 from genflow.config_method import STRICT, Positive
 
-LINEARS = r"(.*\.)?(q|k|v|o|fc1|fc2)"  # the layers that KIND decomposes
+LINEARS = r"(.*\.)?(q|k|v|qkv|o|fc1|fc2)"  # the layers that KIND decomposes
 
 
 def _compiles(pattern: str) -> str:

@@ -50,7 +50,18 @@ def test_the_commands_it_names_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    "result", ["tiny.md", "backbones.md", "loop.md", "consistency_step.md", "data.md", "frechet.md", "fid.md", "gpu.md"]
+    "result",
+    [
+        "tiny.md",
+        "backbones.md",
+        "loop.md",
+        "consistency_step.md",
+        "kind_step.md",
+        "data.md",
+        "frechet.md",
+        "fid.md",
+        "gpu.md",
+    ],
 )
 def test_measured_tables_are_quoted_word_for_word(result: str) -> None:
     """Every row of a committed result that the README shows is the row that was measured."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genflow.kind.gate import ClassGate, Switch
-from genflow.kind.linear import Components, check_rank, parameter, with_tailors
+from genflow.kind.linear import Components, check_rank, held, parameter, with_tailors
 from genflow.kind.model import Gated, placed, split_tables
 from genflow.nn.embeddings import LabelTable
 
@@ -51,7 +51,7 @@ class ClassLoRALinear(nn.Module):
         return Components(self.lora_b, self.lora_a.new_full((count, rank), self.scale), self.lora_a)
 
     def forward(self, x: Tensor) -> Tensor:
-        return with_tailors(F.linear(x, self.weight, self.bias), x, self.updates, self.switch.gating)
+        return with_tailors(F.linear(x, self.weight, self.bias), x, self.updates, held(self.switch, x))
 
     @torch.no_grad()
     def dense(self, label: int | None) -> nn.Linear:

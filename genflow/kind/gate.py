@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from typing import final
 
@@ -27,18 +26,6 @@ class Closed:
 
 
 @dataclasses.dataclass(frozen=True)
-class Segments:
-    """A batch sorted by tailor: `x[order]` is sorted, `sorted[inverse]` is `x`; `sizes` counts images a tailor.
-
-    Shapes: order and inverse (B,). `sizes` holds (tailor, images), rising, of the tailors that occur; -1 is none.
-    """
-
-    order: Tensor
-    inverse: Tensor
-    sizes: tuple[tuple[int, int], ...]
-
-
-@dataclasses.dataclass(frozen=True)
 class Assigned:
     """Each image has one tailor on, or none.
 
@@ -47,9 +34,8 @@ class Assigned:
 
     tailors: Tensor
 
-    @functools.cached_property
     def segments(self) -> Segments:
-        """The batch sorted by tailor, found once a pass; this waits for the device."""
+        """Sort the batch by tailor; this waits for the device."""
         order = self.tailors.argsort(stable=True)  # (B,)
         found, counts = torch.unique_consecutive(self.tailors[order], return_counts=True)
         sizes = tuple(zip(found.tolist(), counts.tolist(), strict=True))
@@ -58,6 +44,20 @@ class Assigned:
     def weights(self, count: int) -> Tensor:
         """Return the same gate as weights of all tailors, 0 or 1: (B, count) int64."""
         return F.one_hot(self.tailors + 1, count + 1)[:, 1:]
+
+
+@dataclasses.dataclass(frozen=True)
+class Segments:
+    """Each image has one tailor on, or none, and the batch is sorted by tailor: images with one stand together.
+
+    `x[order]` is sorted, `sorted[inverse]` is `x`; layers see the sorted batch, and of this `sizes` alone.
+
+    Shapes: order and inverse (B,). `sizes` holds (tailor, images), rising, of the tailors that occur; -1 is none.
+    """
+
+    order: Tensor
+    inverse: Tensor
+    sizes: tuple[tuple[int, int], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Mixed:
     weights: Tensor
 
 
-Gating = Closed | Assigned | Mixed
+Gating = Closed | Assigned | Segments | Mixed
 
 
 class Switch:

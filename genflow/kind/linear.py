@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genflow.kind.gate import Assigned, Closed, Gating, Mixed, Switch
+from genflow.kind.gate import Assigned, Closed, Gating, Mixed, Segments, Switch
+from genflow.kind.segments import segmented_linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,68 +61,71 @@ def gather(x: Tensor, tailors: Components, gating: Assigned) -> Tensor:
     return h @ tailors.u.index_select(0, place).mT  # (B, N, m)
 
 
-def segments(x: Tensor, tailors: Components, gating: Assigned) -> Tensor:
-    """Sort the batch by tailor and multiply each segment: `x v_cᵀ σ_c u_cᵀ`, B N k (m + n) products.
+def segments(x: Tensor, tailors: Components, gating: Segments) -> Tensor:
+    """Multiply each segment of a sorted batch by its tailor: `x v_cᵀ σ_c u_cᵀ`, B N k (m + n) products.
 
     Shapes: x (B, N, n) to (B, N, m).
     """
-    sort, down, rank = gating.segments, tailors.down, tailors.sigma.shape[1]
-    counts = [count for _, count in sort.sizes]
+    downs, ups = tailors.down.unbind(), tailors.u.unbind()  # whose gradients are one stack, not a sum of padded ones
     parts: list[Tensor] = []
-    for (tailor, _), part in zip(sort.sizes, x.index_select(0, sort.order).split(counts), strict=True):
-        on = rank if tailor >= 0 else 0  # none: a product over no components, which is 0 in the dtype of the others
-        parts.append(F.linear(F.linear(part, down[tailor, :on]), tailors.u[tailor, :, :on]))
-    return torch.cat(parts).index_select(0, sort.inverse)  # (B, N, m)
+    for (tailor, _), part in zip(gating.sizes, x.split([count for _, count in gating.sizes]), strict=True):
+        on = None if tailor >= 0 else 0  # none: a product over no components, which is 0 in the dtype of the others
+        parts.append(F.linear(F.linear(part, downs[tailor][:on]), ups[tailor][:, :on]))
+    return torch.cat(parts)
 
 
-def cheapest(batch: int, tokens: int, tailors: int, rank: int, widths: int) -> str:
-    """Name the mode with the least work for C tailors of a kernel (m, n), `widths` = m + n: mask, gather or segments.
+def cheapest(tokens: int, tailors: int) -> str:
+    """Name the mode with the least work for a batch that is not sorted, of so many tokens an image: mask or gather.
 
-    In products. A processor is taken to do 16 of them while it moves one number: a copied weight is moved five times
-    (copy, gradient, sum of gradients), a sorted activation three times. Each segment costs 600,000, the time of six
-    calls. Measured on one CPU core; the order of the three, not the size of the gap, is what this is good for.
+    In products of an image with one component. A processor is taken to do 16 of them while it moves one number, and a
+    copied weight is moved five times (copy, gradient, sum of gradients).
     """
-    moved = 16
-    costs = {
-        "mask": batch * widths * tokens * rank * tailors,
-        "gather": batch * widths * (tokens * rank + 5 * moved * rank),
-        "segments": batch * widths * (tokens * rank + 3 * moved * tokens) + min(batch, tailors) * 600_000,
-    }
-    if torch.compiler.is_compiling():  # the host knows the sizes of segments only after a wait
-        del costs["segments"]
-    return min(costs, key=lambda mode: costs[mode])
+    return "mask" if tokens * tailors <= tokens + 5 * 16 else "gather"
 
 
-def with_tailors(base: Tensor, x: Tensor, tailors: Components, gating: Gating | None) -> Tensor:
+def with_tailors(base: Tensor, x: Tensor, tailors: Components, gating: Gating) -> Tensor:
     """Add to what a layer gives every image what the tailors that are on give it: `base + Σ_c w_c x v_cᵀ σ_c u_cᵀ`.
 
     Shapes: base (B, *, m), x (B, *, n) to (B, *, m), with B the batch that the gate was told of.
+    """
+    count = len(tailors.sigma)
+    if isinstance(gating, Closed) or count == 0:
+        return base
+    tokens = x.flatten(1, -2) if x.ndim > 2 else x[:, None]  # (B, N, n)
+    match gating:
+        case Mixed(weights):
+            added = mask(tokens, tailors, weights)
+        case Segments():
+            added = segments(tokens, tailors, gating)
+        case Assigned():
+            if cheapest(tokens.shape[1], count) == "mask":
+                added = mask(tokens, tailors, gating.weights(count))
+            else:
+                added = gather(tokens, tailors, gating)
+    return base + added.view_as(base)
+
+
+def held(switch: Switch, x: Tensor) -> Gating:
+    """Return the gating of the present batch.
 
     Raises:
         RuntimeError: If no gate is held, as when the backbone is called rather than the model around it.
         ValueError: If the batch is not the one that the gate was told of.
     """
-    count, rank = tailors.sigma.shape
-    if gating is None:
-        raise RuntimeError("no gate is held: call the decomposed model, which tells its layers the classes")
-    if isinstance(gating, Closed) or count == 0:
-        return base
-    given = gating.weights if isinstance(gating, Mixed) else gating.tailors
-    if len(given) != len(x):
-        raise ValueError(f"the gate was told of {len(given)} images, and a layer got a batch of {len(x)}")
-    tokens = x.flatten(1, -2) if x.ndim > 2 else x[:, None]  # (B, N, n)
-    match gating:
+    match switch.gating:
+        case None:
+            raise RuntimeError("no gate is held: call the decomposed model, which tells its layers the classes")
+        case Closed():
+            told = len(x)
         case Mixed(weights):
-            added = mask(tokens, tailors, weights)
-        case Assigned():
-            match cheapest(len(x), tokens.shape[1], count, rank, x.shape[-1] + base.shape[-1]):
-                case "mask":
-                    added = mask(tokens, tailors, gating.weights(count))
-                case "gather":
-                    added = gather(tokens, tailors, gating)
-                case _:
-                    added = segments(tokens, tailors, gating)
-    return base + added.view_as(base)
+            told = len(weights)
+        case Assigned(tailors):
+            told = len(tailors)
+        case Segments(order):
+            told = len(order)
+    if told != len(x):
+        raise ValueError(f"the gate was told of {told} images, and a layer got a batch of {len(x)}")
+    return switch.gating
 
 
 @final
@@ -164,8 +168,12 @@ class KINDLinear(nn.Module):
         return Components(self.tailor_u, self.tailor_sigma, self.tailor_v)
 
     def forward(self, x: Tensor) -> Tensor:
+        gating, tailors = held(self.switch, x), self.tailors
+        if isinstance(gating, Segments) and len(tailors.sigma):
+            shared, own = (self.learngenes.down, self.learngene_u), (tailors.down, tailors.u)
+            return segmented_linear(x, shared, own, self.bias, gating.sizes)
         base = F.linear(F.linear(x, self.learngenes.down), self.learngene_u, self.bias)  # (B, *, m)
-        return with_tailors(base, x, self.tailors, self.switch.gating)
+        return with_tailors(base, x, tailors, gating)
 
     @torch.no_grad()
     def weight(self, tailors: Sequence[int] = ()) -> Tensor:

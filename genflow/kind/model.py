@@ -11,7 +11,7 @@ from typing import Any, TypeVar, final
 import torch
 from torch import Tensor, nn
 
-from genflow.kind.gate import ClassGate
+from genflow.kind.gate import Assigned, ClassGate, Segments
 from genflow.kind.labels import ClassRows
 from genflow.kind.linear import Components, KINDLinear
 from genflow.nn.dit import DiT
@@ -55,7 +55,7 @@ class Gated(nn.Module, abc.ABC):
     Shapes: as the backbone's; y (B,) int64 in [0, num_classes] or None, which opens no tailor.
 
     Raises:
-        ValueError: For labels of classes that were dropped.
+        ValueError: For labels of classes that were dropped, on the host; on a device they are out of range.
     """
 
     def __init__(self, backbone: nn.Module, gate: ClassGate) -> None:
@@ -83,10 +83,15 @@ class Gated(nn.Module, abc.ABC):
         *,
         augment: Tensor | None = None,
     ) -> Tensor:
-        with self.gate.hold(self.gate(y), recomputing=self._recomputing):
-            if augment is None:  # most backbones know of no such argument
-                return self.backbone(x, c_noise, y, s)
-            return self.backbone(x, c_noise, y, s, augment=augment)
+        gating = self.gate(y)
+        if isinstance(gating, Assigned) and sorts(x):
+            gating = gating.segments()
+            x, c_noise = x.index_select(0, gating.order), c_noise.index_select(0, gating.order)
+            y, s, augment = (None if part is None else part.index_select(0, gating.order) for part in (y, s, augment))
+        with self.gate.hold(gating, recomputing=self._recomputing):
+            known = {} if augment is None else {"augment": augment}  # most backbones know of no such argument
+            out = self.backbone(x, c_noise, y, s, **known)
+        return out.index_select(0, gating.inverse) if isinstance(gating, Segments) else out
 
     def tables(self) -> dict[str, ClassRows]:
         """Return the label tables by their names in the backbone."""
@@ -95,6 +100,15 @@ class Gated(nn.Module, abc.ABC):
     @abc.abstractmethod
     def plain_layout(self) -> dict[str, Any]:
         """Return, for JSON, what must be known beside the weights and the dense backbone to build it again."""
+
+
+def sorts(x: Tensor) -> bool:
+    """Tell whether a pass over this batch sorts it by tailor.
+
+    A CPU does: there a product over a few images costs no more than its share. A GPU would wait for the host to know
+    the sizes of segments, and compiled code would be compiled anew for each.
+    """
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 @final

@@ -43,7 +43,7 @@ class KINDConfig:
     class_to_tailor: tuple[int, ...]
     learngenes: float = 0.27
     tailor_rank: int | None = None
-    linears: str = r"(.*\.)?(q|k|v|o|fc1|fc2)"
+    linears: str = r"(.*\.)?(q|k|v|qkv|o|fc1|fc2)"
     order: Literal["descending", "interleaved"] = "descending"
     rescale: bool = True
 

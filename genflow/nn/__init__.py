@@ -1,5 +1,6 @@
 """Backbones: plain modules called as `backbone(x, c_noise, y=None, s=None)`."""
 
+from genflow.nn.attention import FusedSelfAttention as FusedSelfAttention
 from genflow.nn.attention import SelfAttention as SelfAttention
 from genflow.nn.blocks import AdaptiveBlock as AdaptiveBlock
 from genflow.nn.blocks import ResidualBlock as ResidualBlock

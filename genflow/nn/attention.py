@@ -1,4 +1,4 @@
-"""Self-attention over tokens, with its four kernels as separate linear layers."""
+"""Self-attention over tokens, with the kernels of queries, keys and values apart or as one."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        if heads < 1 or width % heads:
-            raise ValueError(f"heads must divide the width of attention; got {heads} and {width}")
+        _check_heads(width, heads)
         self.heads = heads
         self.q = nn.Linear(width, width)
         self.k = nn.Linear(width, width)
@@ -36,9 +35,45 @@ class SelfAttention(nn.Module):
         xavier(self.o)
 
     def forward(self, x: Tensor) -> Tensor:
-        split = (self.heads, -1)
-        q = self.q(x).unflatten(2, split).transpose(1, 2)  # (B, heads, N, d)
-        k = self.k(x).unflatten(2, split).transpose(1, 2)  # (B, heads, N, d)
-        v = self.v(x).unflatten(2, split).transpose(1, 2)  # (B, heads, N, d)
-        h = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, d)
-        return self.o(h.transpose(1, 2).flatten(2))  # (B, N, width)
+        return self.o(attend(self.q(x), self.k(x), self.v(x), self.heads))  # (B, N, width)
+
+
+class FusedSelfAttention(nn.Module):
+    """The same function as `SelfAttention` with queries, keys and values from one kernel `qkv` (3 width, width).
+
+    A decomposition of that kernel shares its right vectors among the three.
+
+    Shapes: (B, N, width) to (B, N, width).
+    Source: Scalable Diffusion Models with Transformers (arXiv 2212.09748), whose code has it so.
+
+    Raises:
+        ValueError: If `heads` does not divide `width`.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        _check_heads(width, heads)
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.o = nn.Linear(width, width)
+        xavier(self.qkv)
+        xavier(self.o)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=2)  # 3 of (B, N, width)
+        return self.o(attend(q, k, v, self.heads))  # (B, N, width)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Return `softmax(Q Kᵀ / √d) V` of each head, side by side.
+
+    Shapes: three (B, N, width) to (B, N, width).
+    """
+    q, k, v = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (q, k, v))  # 3 of (B, heads, N, d)
+    h = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, d)
+    return h.transpose(1, 2).flatten(2)  # (B, N, width)
+
+
+def _check_heads(width: int, heads: int) -> None:
+    if heads < 1 or width % heads:
+        raise ValueError(f"heads must divide the width of attention; got {heads} and {width}")

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from genflow.nn.attention import SelfAttention
+from genflow.nn.attention import FusedSelfAttention, SelfAttention
 from genflow.nn.embeddings import DiTConditioning, grid_embedding
 from genflow.nn.layers import (
     Mlp,
@@ -64,11 +64,13 @@ class DiTBlock(nn.Module):
     Source: Scalable Diffusion Models with Transformers (arXiv 2212.09748), Figure 3.
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, dropout: float = 0.0) -> None:
+    def __init__(
+        self, width: int, heads: int, mlp_ratio: float = 4.0, dropout: float = 0.0, *, fused_qkv: bool = False
+    ) -> None:
         super().__init__()
         self.dropout = dropout
         self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.attention = SelfAttention(width, heads)
+        self.attention = FusedSelfAttention(width, heads) if fused_qkv else SelfAttention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.modulation = nn.Linear(width, 6 * width)
@@ -107,6 +109,7 @@ class DiT(nn.Module):
         heads: Attention heads.
         mlp_ratio: Hidden width of the MLPs, in units of `width`.
         dropout: Probability on the two branches of a block, in [0, 1); the paper has none.
+        fused_qkv: Give queries, keys and values one kernel; the function is the same, its decomposition is not.
 
     Raises:
         ValueError: For sizes that patches do not tile (the message names ones they do), other
@@ -125,6 +128,7 @@ class DiT(nn.Module):
         heads: int = 6,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
+        fused_qkv: bool = False,
     ) -> None:
         self.arguments = plain_arguments(locals())
         super().__init__()
@@ -146,7 +150,9 @@ class DiT(nn.Module):
         xavier(self.patch_in)
         self.positions: Tensor
         self.register_buffer("positions", grid_embedding(width, self.rows, self.columns), persistent=False)
-        self.blocks = nn.ModuleList(DiTBlock(width, heads, mlp_ratio, dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            DiTBlock(width, heads, mlp_ratio, dropout, fused_qkv=fused_qkv) for _ in range(depth)
+        )
         self.norm_out = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation_out = nn.Linear(width, 2 * width)
         self.patch_out = nn.Linear(width, patch_size**2 * in_channels)

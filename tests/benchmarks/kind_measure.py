@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from unittest import mock
 
 import numpy as np
 import torch
@@ -146,27 +144,19 @@ def diversion(denoiser: Denoiser, judge: Judge, *, each: int = 12) -> Diversion:
     )
 
 
-@contextmanager
-def one_mode() -> Iterator[None]:
-    """Have decomposed layers compute in one way, which otherwise depends on how many tailors there are."""
-    with mock.patch("genflow.kind.linear.cheapest", return_value="segments"):
-        yield
-
-
 def extraction_is_lossless(denoiser: Denoiser, *, batch: int = 8) -> bool:
     """Tell whether models extracted for every set of classes draw what the whole one draws, bit by bit."""
     model = denoiser.backbone
     assert isinstance(model, kind.Decomposed)
     classes = range(model.gate.num_classes)
     same = True
-    with one_mode():
-        for size in range(1, len(classes) + 1):
-            for chosen in itertools.combinations(classes, size):
-                labels = [chosen[k % size] for k in range(batch)]
-                small = denoiser.around(kind.extract(model, chosen))
-                images = [
-                    generate(each.eval(), range(batch), labels=labels, steps=2, output="float")
-                    for each in (denoiser, small)
-                ]
-                same &= torch.equal(*images)
+    for size in range(1, len(classes) + 1):
+        for chosen in itertools.combinations(classes, size):
+            labels = [chosen[k % size] for k in range(batch)]
+            small = denoiser.around(kind.extract(model, chosen))
+            images = [
+                generate(each.eval(), range(batch), labels=labels, steps=2, output="float")
+                for each in (denoiser, small)
+            ]
+            same &= torch.equal(*images)
     return same

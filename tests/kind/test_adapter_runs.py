@@ -133,7 +133,7 @@ def test_they_are_written_and_read(surgery, tmp_path) -> None:
 
 
 def test_a_pattern_that_is_none_is_refused_where_it_is_given(tmp_path) -> None:
-    text = to_toml(config_of(LoRAConfig())).replace("q|k|v|o|fc1|fc2)", "q|k")
+    text = to_toml(config_of(LoRAConfig())).replace("q|k|v|qkv|o|fc1|fc2)", "q|k")
     (tmp_path / "config.toml").write_text(text)
     with pytest.raises(ValueError, match=r"surgery.*linears.*is no regular expression"):
         load_config(tmp_path / "config.toml")

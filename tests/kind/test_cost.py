@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 
 from genflow.kind import KINDConfig, decompose, extract, info
 from genflow.nn import DiT, UNet, dit_preset
@@ -16,38 +15,27 @@ def variances(width):
     return (width + 1) * 2**2 * 4
 
 
-def kind(name, class_to_tailor, learngenes, rank):
+def kind(name, class_to_tailor, learngenes, rank, *, fused=False):
+    sizes = {"image_size": (32, 32), "in_channels": 4, "fused_qkv": fused}
     with torch.device("meta"):
-        network = DiT(image_size=(32, 32), in_channels=4, num_classes=len(class_to_tailor), **dit_preset(name))
+        network = DiT(num_classes=len(class_to_tailor), **sizes, **dit_preset(name))
     share = learngenes / dit_preset(name)["width"]
     return decompose(network, KINDConfig(class_to_tailor=class_to_tailor, learngenes=share, tailor_rank=rank))
 
 
-class Fused(nn.Module):
-    """The kernels of a DiT whose q, k and v are one (3 D, D) kernel, in a row."""
-
-    def __init__(self, width, depth):
-        super().__init__()
-        sizes = {"qkv": (width, 3 * width), "o": (width, width), "fc1": (width, 4 * width), "fc2": (4 * width, width)}
-        self.blocks = nn.ModuleList(
-            nn.ModuleDict({name: nn.Linear(*size) for name, size in sizes.items()}) for _ in range(depth)
-        )
-
-    def forward(self, x, c_noise, y, s):
-        for block in self.blocks:
-            h = block["qkv"](x)[..., : x.shape[-1]]
-            x = block["fc2"](block["fc1"](block["o"](h)))
-        return x
-
-
 @pytest.mark.parametrize(
-    ("name", "component", "rest", "biases"),
-    [("B", 165_960, 44_728_352, 82_944), ("L", 442_512, 154_980_384, 221_184)],
+    ("name", "fused", "component", "rest", "biases"),
+    [
+        ("B", False, 165_960, 44_728_352, 82_944),
+        ("L", False, 442_512, 154_980_384, 221_184),
+        ("B", True, 147_504, 44_728_352, 82_944),
+        ("L", True, 393_312, 154_980_384, 221_184),
+    ],
 )
-def test_parameters_of_published_sizes(name, component, rest, biases):
+def test_parameters_of_published_sizes(name, fused, component, rest, biases):
     width, depth = dit_preset(name)["width"], dit_preset(name)["depth"]
-    assert component == depth * (18 * width + 6)
-    model = kind(name, tuple(range(150)), learngenes=200, rank=3)
+    assert component == depth * (16 * width + 4 if fused else 18 * width + 6)
+    model = kind(name, tuple(range(150)), learngenes=200, rank=3, fused=fused)
     cost = info(model, LATENTS)
     assert cost.learngenes.parameters == component * 200
     assert cost.tailors.parameters == component * 3 * 150
@@ -60,26 +48,19 @@ def test_parameters_of_published_sizes(name, component, rest, biases):
     assert one + variances(width) == rest - 149 * width + component * 203
 
 
-def test_parameters_of_fused_kernels():
-    """The published head count of DiT-L/2 with 150 classes, 256 learngenes and tailors of rank 4."""
-    with torch.device("meta"):
-        network = Fused(1024, 24)
-    config = KINDConfig(class_to_tailor=tuple(range(150)), learngenes=0.25, tailor_rank=4, linears=r".*\.(qkv|o|fc\d)")
-    model = decompose(network, config)
-    cost = info(model, (3, TOKENS, 1024))
-    assert cost.learngenes.parameters == 393_312 * 256
-    assert cost.tailors.parameters == 393_312 * 150 * 4
-    rest = 154_980_384
-    assert rest + cost.learngenes.parameters + cost.tailors.parameters == 491_655_456
-    one = info(extract(model, {0}), (3, TOKENS, 1024))
-    assert rest - 149 * 1024 + one.learngenes.parameters + one.tailors.parameters == 257_088_928
+def test_parameters_of_the_published_setting_with_fused_kernels():
+    """DiT-L/2 with 150 classes, 256 learngenes and tailors of rank 4: all that is trained, and one class alone."""
+    model = kind("L", tuple(range(150)), learngenes=256, rank=4, fused=True)
+    assert info(model, LATENTS).total.parameters + variances(1024) == 491_655_456
+    assert info(extract(model, {0}), LATENTS).total.parameters + variances(1024) == 257_088_928
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(("name", "published"), [("B", 23.005), ("L", 80.698)])
-def test_products_of_published_sizes(name, published):
+def test_products_of_published_sizes(name, published, fused):
     width, depth = dit_preset(name)["width"], dit_preset(name)["depth"]
-    cost = info(kind(name, (0, 1, -1), learngenes=100, rank=7), LATENTS)
-    per_component = 18 * width * depth * TOKENS
+    cost = info(kind(name, (0, 1, -1), learngenes=100, rank=7, fused=fused), LATENTS)
+    per_component = (16 if fused else 18) * width * depth * TOKENS
     assert cost.learngenes.macs == 100 * per_component
     assert cost.tailors.macs == 7 * per_component
     kernels = 12 * width**2 * depth * TOKENS
@@ -99,12 +80,8 @@ def test_products_saved_by_the_published_amount():
     apart = info(kind("L", (-1,), learngenes=370, rank=1), LATENTS)
     assert (kernels - apart.learngenes.macs) / 1e9 == pytest.approx(35.41, abs=5e-3)
     assert apart.tailors.macs == apart.tailors.parameters == 0
-    with torch.device("meta"):
-        network = Fused(1024, 24)
-    config = KINDConfig(class_to_tailor=(-1,), learngenes=416 / 1024, linears=r".*\.(qkv|o|fc\d)")
-    fused = info(decompose(network, config), (1, TOKENS, 1024))
+    fused = info(kind("L", (-1,), learngenes=416, rank=1, fused=True), LATENTS)
     assert (kernels - fused.learngenes.macs) / 1e9 == pytest.approx(35.43, abs=5e-3)
-    assert fused.shared.macs == 0
 
 
 def test_the_count_is_of_one_image_and_leaves_the_model_alone():

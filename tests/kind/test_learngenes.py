@@ -33,7 +33,12 @@ SHARED = (3, 0, 3, -1, 1)  # classes 0 and 2 share a tailor, class 3 has none
 
 
 def dense(which="dit"):
-    network = DiT(**DIT) if which == "dit" else UNet(**UNET, attention=(8, 4), dropout=0.0)
+    networks = {
+        "dit": lambda: DiT(**DIT),
+        "fused": lambda: DiT(**DIT, fused_qkv=True),
+        "unet": lambda: UNet(**UNET, attention=(8, 4), dropout=0.0),
+    }
+    network = networks[which]()
     for parameter in network.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.1)
@@ -59,7 +64,7 @@ def parameters(network):
     return sum(p.numel() for p in network.parameters())
 
 
-@pytest.mark.parametrize("which", ["dit", "unet"])
+@pytest.mark.parametrize("which", ["dit", "fused", "unet"])
 @pytest.mark.parametrize("class_to_tailor", [(0, 1, 2, 3, 4), SHARED])
 def test_extraction_is_lossless(which, class_to_tailor):
     whole = model(class_to_tailor, which)
@@ -99,14 +104,16 @@ def test_where_nobody_looks_the_lookup_of_a_dropped_class_fails(mode, monkeypatc
     small = extract(model(SHARED), {1, 3, 4})
     y = torch.tensor([1, 0, 5, 3])
     layer, table = (next(iter(parts.values())) for parts in (small.linears(), small.tables()))
-    with small.gate.hold(Assigned(small.gate.places[y])), pytest.raises((IndexError, RuntimeError)) as refused:
+    unseen = Assigned(small.gate.places[y])
+    gating = unseen.segments() if mode == "segments" else unseen
+    with small.gate.hold(gating), pytest.raises((IndexError, RuntimeError)) as refused:
         layer(torch.randn(4, 16, 64))
     assert re.search("out of (range|bounds)|Class values", str(refused.value))
     with pytest.raises(IndexError, match="out of range"):
         table(y, 4)
 
 
-@pytest.mark.parametrize("which", ["dit", "unet"])
+@pytest.mark.parametrize("which", ["dit", "fused", "unet"])
 @pytest.mark.parametrize("class_to_tailor", [(0, 1, 2, 3, 4), SHARED, (-1,) * 5])
 def test_parts_recombine_to_the_whole_bit_by_bit(which, class_to_tailor):
     whole = model(class_to_tailor, which)
@@ -118,7 +125,7 @@ def test_parts_recombine_to_the_whole_bit_by_bit(which, class_to_tailor):
     assert same(recombine([extract(whole, ()), whole]), whole)
 
 
-@pytest.mark.parametrize("which", ["dit", "unet"])
+@pytest.mark.parametrize("which", ["dit", "fused", "unet"])
 def test_an_added_tailor_can_be_removed_without_a_trace(which):
     whole = model(SHARED, which)
     more = add_tailors(whole, 2)
@@ -162,7 +169,7 @@ def test_new_tailors_are_random_and_small_or_silent():
     assert same(again, random)
 
 
-@pytest.mark.parametrize("which", ["dit", "unet"])
+@pytest.mark.parametrize("which", ["dit", "fused", "unet"])
 def test_transfer_trains_new_tailors_and_label_rows_only(which):
     source = model(which=which)
     novel = add_tailors(remove_tailors(source), 3, rank=4)
@@ -286,7 +293,7 @@ def test_nothing_is_shared_with_the_copies():
     assert all(torch.equal(v, before[k]) for k, v in whole.state_dict().items())
 
 
-@pytest.mark.parametrize("which", ["dit", "unet"])
+@pytest.mark.parametrize("which", ["dit", "fused", "unet"])
 def test_the_arguments_of_the_backbone_follow_its_label_table(which):
     for changed in (add_tailors(model(which=which), 2), remove_tailors(model(which=which), {0})):
         classes = changed.gate.num_classes

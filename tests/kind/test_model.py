@@ -13,6 +13,7 @@ from genflow.denoiser import Denoiser
 from genflow.denoiser_parts import network_arguments
 from genflow.kind import KINDConfig, add_tailors, decompose, extract, remove_tailors
 from genflow.kind import linear as linear_module
+from genflow.kind import model as model_module
 from genflow.nn import DiT, UNet, dit_preset
 from genflow.parameterizations import Karras
 from genflow.schedules import VE
@@ -24,6 +25,7 @@ UNET = {"image_size": (8, 8), "in_channels": 1, "num_classes": 4, "width": 16, "
 
 @pytest.fixture(params=["mask", "gather", "segments"])
 def mode(request, monkeypatch):
+    monkeypatch.setattr(model_module, "sorts", lambda _: request.param == "segments")
     monkeypatch.setattr(linear_module, "cheapest", lambda *_: request.param)
     return request.param
 
@@ -227,8 +229,8 @@ def test_compiles_in_one_piece(checkpointing):
     plain = gradients(network, network)
     torch.manual_seed(3)
     got = gradients(network, compiled)
-    for a, b in zip(got, plain, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    for a, b in zip(got, plain, strict=True):  # which sum in another order: compiled code does not sort its batch
+        assert (a - b).norm() <= 1e-5 * b.norm() + 1e-6
 
 
 def test_labels_out_of_range_are_not_taken_for_others():

@@ -21,7 +21,8 @@ def awake(network):
 
 
 def backbones():
-    return [awake(DiT(**DIT)), awake(UNet(**UNET, attention=(8, 4), dropout=0.0))]
+    networks = [DiT(**DIT), UNet(**UNET, attention=(8, 4), dropout=0.0), DiT(**DIT, fused_qkv=True)]
+    return [awake(network) for network in networks]
 
 
 def inputs(batch=6):
@@ -69,7 +70,7 @@ def test_descending_gives_the_largest_to_learngenes_and_interleaved_like_shares(
         torch.testing.assert_close(identity, torch.eye(16), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("which", [0, 1], ids=["dit", "unet"])
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["dit", "unet", "fused"])
 def test_a_merged_network_is_dense_and_equal(which):
     dense = backbones()[which]
     model = decompose(dense, KINDConfig(class_to_tailor=CLASSES))
@@ -85,7 +86,7 @@ def test_a_merged_network_is_dense_and_equal(which):
 
 
 def test_what_is_decomposed():
-    dit, unet = backbones()
+    dit, unet, fused = backbones()
     names = decompose(dit, KINDConfig(class_to_tailor=CLASSES)).linears().keys()
     leaves = ("attention.q", "attention.k", "attention.v", "attention.o", "mlp.fc1", "mlp.fc2")
     assert set(names) == {f"blocks.{i}.{leaf}" for i in range(4) for leaf in leaves}
@@ -93,6 +94,9 @@ def test_what_is_decomposed():
     assert {name.rsplit(".", 1)[1] for name in names} == {"q", "k", "v", "o"}
     attentions = sum(type(m).__name__ == "SelfAttention" for m in unet.modules())
     assert len(names) == 4 * attentions > 0
+    names = decompose(fused, KINDConfig(class_to_tailor=CLASSES)).linears().keys()
+    leaves = ("attention.qkv", "attention.o", "mlp.fc1", "mlp.fc2")
+    assert set(names) == {f"blocks.{i}.{leaf}" for i in range(4) for leaf in leaves}
     only = decompose(dit, KINDConfig(class_to_tailor=CLASSES, linears=r"blocks\.[01]\.mlp\..*")).linears().keys()
     assert set(only) == {f"blocks.{i}.mlp.{leaf}" for i in range(2) for leaf in ("fc1", "fc2")}
 
@@ -129,7 +133,7 @@ def test_the_original_is_left_as_it_was():
     assert all(torch.equal(v, before[k]) for k, v in dense.state_dict().items())
 
 
-@pytest.mark.parametrize("which", [0, 1], ids=["dit", "unet"])
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["dit", "unet", "fused"])
 def test_a_layout_builds_a_model_that_the_weights_fit(which):
     dense = backbones()[which]
     model = decompose(dense, KINDConfig(class_to_tailor=(5, 2, 5, -1))).eval()

@@ -7,7 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from genflow.nn import AdaptiveBlock, ResidualBlock, SelfAttention, ddpm_embedding, dit_embedding, grid_embedding
+from genflow.nn import (
+    AdaptiveBlock,
+    FusedSelfAttention,
+    ResidualBlock,
+    SelfAttention,
+    ddpm_embedding,
+    dit_embedding,
+    grid_embedding,
+)
 from genflow.nn.blocks import ImageAttention, InputProjection
 from genflow.nn.embeddings import ADMConditioning, FourierFeatures
 from genflow.nn.layers import (
@@ -141,9 +149,28 @@ def test_attention_names_its_kernels_as_separate_linears():
     assert linears == {"q", "k", "v", "o"}
 
 
-def test_attention_refuses_heads_that_do_not_divide():
+def test_fused_attention_is_the_same_function_of_its_stacked_kernels():
+    apart, fused = SelfAttention(24, 3), FusedSelfAttention(24, 3)
+    for parameter in apart.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    state = apart.state_dict()
+    stacked = {f"qkv.{kind}": torch.cat([state.pop(f"{c}.{kind}") for c in "qkv"]) for kind in ("weight", "bias")}
+    fused.load_state_dict(state | stacked)
+    x = torch.randn(2, 7, 24)
+    torch.testing.assert_close(fused(x), apart(x))
+
+
+def test_fused_attention_starts_with_as_large_kernels():
+    apart, fused = SelfAttention(256, 4), FusedSelfAttention(256, 4)
+    stacked = torch.cat([apart.q.weight, apart.k.weight, apart.v.weight])
+    torch.testing.assert_close(fused.qkv.weight.std(), stacked.std(), rtol=0.01, atol=0)
+    assert fused.qkv.weight.abs().max() <= math.sqrt(6 / (4 * 256))
+
+
+@pytest.mark.parametrize("attention", [SelfAttention, FusedSelfAttention])
+def test_attention_refuses_heads_that_do_not_divide(attention):
     with pytest.raises(ValueError, match=r"heads must divide .* 5 and 24"):
-        SelfAttention(24, 5)
+        attention(24, 5)
 
 
 def test_image_attention_commutes_with_a_permutation_of_pixels():
