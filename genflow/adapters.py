@@ -31,6 +31,7 @@ from genflow.kind.class_lora import class_lora
 from genflow.kind.gate import LEARNGENES_ONLY
 from genflow.kind.labels import ClassRows
 from genflow.kind.learngenes import add_tailors, freeze, remove_tailors
+from genflow.kind.linear import check_rank
 from genflow.kind.model import Gated, placed, split_tables, tell_classes
 from genflow.kind.surgery import KINDConfig, decompose, matching_linears
 from genflow.nn.embeddings import LabelTable
@@ -51,7 +52,7 @@ def adapt(backbone: nn.Module, config: AdapterConfig, new_classes: int) -> nn.Mo
     Training from scratch, which methods are compared with too, is a fresh backbone and needs no function.
 
     Raises:
-        ValueError: If no layer has a name that matches, and for sizes that do not fit the layers.
+        ValueError: If no layer has a name that matches, and for ranks and blocks that do not fit the layers.
         RuntimeError: If `peft` is needed and missing.
     """
     backbone = _relabelled(backbone, new_classes)
@@ -132,6 +133,14 @@ def _only_biases(backbone: nn.Module, pattern: str) -> nn.Module:
     return backbone
 
 
+def _with_room(backbone: nn.Module, pattern: str, rank: int) -> list[str]:
+    """Return the names of the chosen layers, whose kernels can all have an update of this rank."""
+    chosen = matching_linears(backbone, pattern)
+    for name, linear in chosen.items():
+        check_rank(rank, name, (linear.out_features, linear.in_features))
+    return list(chosen)
+
+
 def _injected(backbone: nn.Module, config: PeftConfig) -> nn.Module:
     """Put layers of ``peft`` around the chosen ones, in place, and train nothing but what is in them."""
     try:
@@ -153,16 +162,16 @@ def _injected(backbone: nn.Module, config: PeftConfig) -> nn.Module:
                 r=0, oft_block_size=size, target_modules=list(linears), use_cayley_neumann=False
             )
         case LoHaConfig(rank=rank, alpha=alpha, linears=pattern):
-            names = list(matching_linears(backbone, pattern))
+            names = _with_room(backbone, pattern, rank)
             chosen = peft.LoHaConfig(r=rank, alpha=alpha, target_modules=names)
         case LoRAConfig(rank=rank, alpha=alpha, linears=pattern):
-            names = list(matching_linears(backbone, pattern))
+            names = _with_room(backbone, pattern, rank)
             chosen = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=names)
         case DoRAConfig(rank=rank, alpha=alpha, linears=pattern):
-            names = list(matching_linears(backbone, pattern))
+            names = _with_room(backbone, pattern, rank)
             chosen = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, use_dora=True)
         case PiSSAConfig(rank=rank, linears=pattern):
-            names = list(matching_linears(backbone, pattern))
+            names = _with_room(backbone, pattern, rank)
             chosen = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=names, init_lora_weights="pissa")
         case _:
             assert_never(config)

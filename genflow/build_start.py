@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from genflow.config import Config
 from genflow.config_files import recipes
 from genflow.data.pairs import PairData
-from genflow.denoiser import Denoiser, saved_in, weights_hash
+from genflow.denoiser import Denoiser, read_config, saved_in, weights_hash
 from genflow.denoiser_parts import network_arguments
 from genflow.parameterizations import (
     Conditioning,
@@ -33,8 +34,20 @@ def load_named(path: str, option: str) -> Denoiser:
 
     Raises ``ValueError`` for anything else than a saved model's folder or hf:OWNER/NAME.
     """
+    return Denoiser.from_pretrained(_place(path, option))
+
+
+def describe_named(path: str, option: str) -> dict[str, Any]:
+    """Return what the config.json of a model that an option names tells of its network, whose weights are not read.
+
+    Raises ``ValueError`` as ``load_named``.
+    """
+    return read_config(_place(path, option))["network"]
+
+
+def _place(path: str, option: str) -> str:
     if path.startswith("hf:"):
-        return Denoiser.from_pretrained(path.removeprefix("hf:"))
+        return path.removeprefix("hf:")
     if not Path(path).is_dir():
         match Path(path).parts:
             case ("runs", name, *_) if name in recipes():
@@ -44,7 +57,7 @@ def load_named(path: str, option: str) -> Denoiser:
         raise ValueError(
             f"{option} {path} is not a folder: give a saved model's, or hf:OWNER/NAME for one on the hub{first}"
         )
-    return Denoiser.from_pretrained(saved_in(path))
+    return saved_in(path)
 
 
 def resumes(config: Config) -> bool:

@@ -11,11 +11,11 @@ import torch
 
 from genflow import kind
 from genflow.adapters import adapt, merged
-from genflow.build_start import load_named, load_weights, resumes
-from genflow.config import Config, IntactConfig, KINDConfig, TransferConfig
+from genflow.build_start import describe_named, load_weights, resumes
+from genflow.config import ClassLoRAConfig, Config, IntactConfig, KINDConfig, TransferConfig, TruncationConfig
 from genflow.data.images import ImageData
 from genflow.data.pairs import PairData
-from genflow.denoiser import Denoiser
+from genflow.denoiser import Denoiser, is_saved
 
 
 def operate(config: Config, fresh: Denoiser, source: Denoiser | None) -> Denoiser:
@@ -35,6 +35,8 @@ def operate(config: Config, fresh: Denoiser, source: Denoiser | None) -> Denoise
             if source is not None:
                 _check_dense(config, source)
                 load_weights(fresh, source)
+            if not fresh.num_classes:
+                raise ValueError(_no_classes(config))
             return fresh.around(kind.decompose(fresh.backbone, _plan(how, fresh.num_classes)))
         case TransferConfig(trains=trains):
             denoiser = fresh.around(_blank(config, fresh))
@@ -44,6 +46,8 @@ def operate(config: Config, fresh: Denoiser, source: Denoiser | None) -> Denoise
             if trains == "tailors":
                 kind.freeze(denoiser.backbone, "learngenes")
             return denoiser
+        case TruncationConfig() | ClassLoRAConfig() if not fresh.num_classes:
+            raise ValueError(_no_classes(config))
         case adapter:  # what KIND is compared with
             if source is not None:
                 _check_dense(config, source)
@@ -65,13 +69,15 @@ def numbered(config: Config, data: ImageData | PairData) -> ImageData | PairData
 
     In a transfer the classes of the data are, in their order, those that the model has; of a model that was extracted
     from another these may be 3 and 7. Data that are labelled so already stay as they are.
-    Raises ``ValueError`` for another number of classes.
+    Raises ``ValueError`` for data without classes, and for another number of them.
     """
     if not isinstance(config.surgery, TransferConfig):
         return data
     gate = kind.ClassGate(_layout(config).class_to_tailor)
     numbers = np.array([*gate.kept, gate.num_classes])  # the last is "no class", which pairs may have
-    if data.labels is None or data.num_classes not in (len(gate.kept), gate.num_classes):
+    if data.labels is None:
+        raise ValueError(_no_classes(config))
+    if data.num_classes not in (len(gate.kept), gate.num_classes):
         raise ValueError(_other_classes(config, gate, data))
     if data.num_classes == gate.num_classes and np.isin(data.labels, numbers).all():
         return data
@@ -93,10 +99,6 @@ def make_lazy(config: Config, optimizer: torch.optim.Optimizer, denoiser: Denois
 
 
 def _plan(how: KINDConfig, num_classes: int) -> kind.KINDConfig:
-    if not num_classes:
-        raise ValueError(
-            "surgery KIND gives classes their tailors, and the data have no classes: give data with labels"
-        )
     chosen = how.class_to_tailor or tuple(range(num_classes))
     if len(chosen) != num_classes:
         raise ValueError(
@@ -123,13 +125,16 @@ def _blank(config: Config, fresh: Denoiser) -> kind.Decomposed:
 
 
 def _layout(config: Config) -> kind.Layout:
-    """Return the structure of init, or where a run goes on, of the model that it has saved: init may be gone then."""
-    place, option = (
-        (str(config.folder / "model"), "the model of the run,") if resumes(config) else (config.init, "init")
-    )
-    match load_named(place, option).backbone:
-        case kind.Decomposed() as model:
-            return model.layout()
+    """Return the structure of init, or where a run goes on, of the model that it has saved: one of the two may be gone.
+
+    Checkpoints hold weights alone, which do not tell whose the tailors are.
+    """
+    saved = config.folder / "model"
+    goes_on = resumes(config) and is_saved(saved)
+    place, option = (str(saved), "the model of the run,") if goes_on else (config.init, "init")
+    match describe_named(place, option):
+        case {"class": "Decomposed", "arguments": {"layout": layout}}:
+            return kind.Layout.read(layout)
         case _:
             raise ValueError(
                 f"{option} {place} is a dense model, and surgery Transfer goes on with a decomposed one: decompose its"
@@ -152,6 +157,13 @@ def _check_dense(config: Config, source: Denoiser) -> None:
             )
         case _:
             return
+
+
+def _no_classes(config: Config) -> str:
+    return (
+        f"surgery {config.surgery.type} trains a part of the network for each class, and the data have no classes: give"
+        " data with labels"
+    )
 
 
 def _other_classes(config: Config, gate: kind.ClassGate, data: ImageData | PairData) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from genflow.config import (
@@ -13,11 +13,15 @@ from genflow.config import (
     DoublingConfig,
     EasyLevelsConfig,
     GridLevelsConfig,
+    IntactConfig,
+    KINDConfig,
     RegressionConfig,
+    TransferConfig,
 )
 from genflow.denoiser import Denoiser
-from genflow.evaluation.wording import plural
-from genflow.kind import Decomposed
+from genflow.evaluation.wording import CLASSES, plural
+from genflow.kind import ClassGate, ClassLoRA, Decomposed
+from genflow.kind.gate import LEARNGENES_ONLY
 
 
 def method(denoiser: Denoiser, run: Config | None) -> str:
@@ -33,12 +37,12 @@ def method(denoiser: Denoiser, run: Config | None) -> str:
         f" `{_call(config['network'])}` | {count:,} |",
     ]
     learned = "" if run is None else _learned(run.objective)
-    told = " ".join(filter(None, [words, learned, _decomposed(denoiser)]))
+    told = " ".join(filter(None, [words, learned, _gated(denoiser), "" if run is None else _fitted(run)]))
     return "\n\n".join(filter(None, [told, "\n".join(rows)]))
 
 
-def _decomposed(denoiser: Denoiser) -> str:
-    """Say of a decomposed model what it is made of, and which classes it has; nothing of others."""
+def _gated(denoiser: Denoiser) -> str:
+    """Say of a model with a gate what it is made of, and which classes it has; nothing of others."""
     match denoiser.backbone:
         case Decomposed() as model:
             gate, layers = model.gate, model.linears().values()
@@ -50,11 +54,51 @@ def _decomposed(denoiser: Denoiser) -> str:
             has = f"; of {gate.num_classes} classes it has {', '.join(map(str, gate.kept))}" if lost else ""
             return (
                 "Its kernels are decomposed by KIND (arXiv 2408.07337) into learngenes, which all classes share"
-                f" ({counts[0]:,} parameters), and {plural(len(gate.tailors), 'tailor')} of single classes"
-                f" ({counts[1]:,}){has}. `genflow kind` takes it apart and merges it."
+                f" ({counts[0]:,} parameters), and {_tailors(gate, counts[1])}{has}. `genflow kind` takes it apart"
+                " and merges it."
             )
+        case ClassLoRA() as model:
+            count = sum(part.lora_a.numel() + part.lora_b.numel() for part in model.linears().values())
+            return f"Each class has a LoRA (arXiv 2106.09685) of its own in its kernels ({count:,} parameters)."
         case _:
             return ""
+
+
+def _tailors(gate: ClassGate, parameters: int) -> str:
+    """Say how many tailors there are, and whose they are, by the class map."""
+    owners = [[c for c in gate.kept if gate.class_to_tailor[c] == tailor] for tailor in gate.tailors]
+    bare = [c for c in gate.kept if gate.class_to_tailor[c] == LEARNGENES_ONLY]
+    counts = [len(classes) for classes in owners]
+    told = plural(len(owners), "tailor")
+    if max(counts, default=1) == 1:
+        told += " of single classes"
+    elif len(gate.kept) <= CLASSES:
+        told += f" of the classes {', '.join(map(_set, owners))}"
+    else:
+        told += f" of {' to '.join(map(str, sorted({min(counts), max(counts)})))} classes each"
+    told += f" ({parameters:,})"
+    if bare:
+        told += f", none of them of {_set(bare) if len(bare) <= CLASSES else f'the other {len(bare)}'}"
+    return told
+
+
+def _set(classes: Sequence[int]) -> str:
+    return f"{{{', '.join(map(str, classes))}}}"
+
+
+def _fitted(run: Config) -> str:
+    """Say what a network was made of that was changed before it was trained, and how it was fitted."""
+    start = run.init.removeprefix("hf:")
+    match run.surgery:
+        case IntactConfig():
+            return ""
+        case KINDConfig():
+            return f"What was decomposed are the weights of `{start}`." if start else ""
+        case TransferConfig(trains=trains):
+            part = "the tailors and label rows alone were" if trains == "tailors" else "everything was"
+            return f"It is KIND's transfer of the decomposed model `{start}`, of which {part} trained."
+        case adapter:
+            return f"It was fitted to its classes from the model `{start}`, by `{_show(adapter)}`."
 
 
 def _learned(objective: RegressionConfig | ConsistencyConfig) -> str:
@@ -100,8 +144,8 @@ def _words(schedule: str, parameterization: str) -> str:
 
 def _call(part: Mapping[str, Any]) -> str:
     """Write a part of the model's configuration as the call that makes it; a long table by its ends."""
-    if part["class"] == "Decomposed":  # whose layout is told in words
-        return f"Decomposed({_call(part['arguments']['network'])})"
+    if part["class"] in ("Decomposed", "ClassLoRA"):  # whose layout is told in words
+        return f"{part['class']}({_call(part['arguments']['network'])})"
     shown = []
     for key, value in part["arguments"].items():
         if isinstance(value, Mapping):  # a part of a part

@@ -13,6 +13,7 @@ from genflow.config import (
     AveragedWeightsConfig,
     ByImageConfig,
     ByTeacherConfig,
+    ClassLoRAConfig,
     Config,
     ConsistencyConfig,
     ConsistencyKarrasConfig,
@@ -33,6 +34,7 @@ from genflow.config import (
     RegressionConfig,
     SquareRootConfig,
     TransferConfig,
+    TruncationConfig,
     UNetConfig,
     UnweightedConfig,
     VEConfig,
@@ -91,10 +93,12 @@ def _check_middle(config: Config) -> None:
 
 
 def _check_surgery(config: Config) -> None:
+    lost = not config.data.classes
     match config.surgery:
-        case KINDConfig(class_to_tailor=()) if not config.data.classes:
+        case KINDConfig(class_to_tailor=()) | TransferConfig() | TruncationConfig() | ClassLoRAConfig() if lost:
             raise ValueError(
-                "surgery KIND gives each class a tailor, and data.classes = false takes the classes away: leave it out"
+                f"surgery {config.surgery.type} trains a part of the network for each class, and data.classes = false"
+                " takes the classes away: leave it out"
             )
         case TransferConfig() if not config.init:
             raise ValueError(

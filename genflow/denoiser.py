@@ -175,13 +175,8 @@ class Denoiser(ModelMixin, ConfigMixin):
         ``ModelMixin.from_pretrained`` (``dtype``, ``revision``, ``cache_dir``, …). Only safetensors are read.
         Raises ``ValueError`` if there is no such folder, or if weights are missing, unexpected or of another shape.
         """
-        folder = Path(folder_or_repo)
-        if "subfolder" not in options and ((folder / "model_index.json").is_file() or not folder.exists()):
-            options["subfolder"] = SUBFOLDER
-        if not folder.exists() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(folder_or_repo)):
-            raise ValueError(f"there is no folder {folder_or_repo}, and a hub repository is named owner/name")
-        if folder.exists():
-            _check_folder(folder / (options.get("subfolder") or ""))
+        options.setdefault("subfolder", _subfolder(folder_or_repo))
+        _check_place(folder_or_repo, options["subfolder"])
         if backbone is not None:
             options["backbone"] = backbone
         verbosity = diffusers_logging.get_verbosity()
@@ -235,6 +230,20 @@ def weights_hash(denoiser: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def read_config(folder_or_repo: str | Path) -> dict[str, Any]:
+    """Return what ``Denoiser.from_pretrained`` would rebuild a model from, the content of config.json, without weights.
+
+    Raises ``ValueError`` if there is no such folder or repository.
+    """
+    subfolder = _subfolder(folder_or_repo)
+    _check_place(folder_or_repo, subfolder)
+    try:
+        told: Any = Denoiser.load_config(str(folder_or_repo), subfolder=subfolder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read the config.json of {folder_or_repo}: {_first_line(error)}") from error
+    return told
+
+
 def config_file(folder: Path) -> Path:
     """Return the config.json of a saved folder, or of a pipeline folder that holds one.
 
@@ -262,6 +271,21 @@ def _check_grid(count: int, grid: list[float]) -> None:
     falling = all(a > b for a, b in itertools.pairwise(grid))
     if len(grid) != count + 1 or not falling or grid[-1] != 0:
         raise ValueError(f"a grid of {count} steps is {count + 1} falling times that end at 0, got {grid}")
+
+
+def _subfolder(folder_or_repo: str | Path) -> str | None:
+    """Return where a model lies in a pipeline folder, or in a repository, which is taken for one; None of its own."""
+    folder = Path(folder_or_repo)
+    return SUBFOLDER if (folder / "model_index.json").is_file() or not folder.exists() else None
+
+
+def _check_place(folder_or_repo: str | Path, subfolder: str | None) -> None:
+    """Refuse what is neither a saved model's folder nor can be a repository."""
+    folder = Path(folder_or_repo)
+    if folder.exists():
+        _check_folder(folder / (subfolder or ""))
+    elif not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(folder_or_repo)):
+        raise ValueError(f"there is no folder {folder_or_repo}, and a hub repository is named owner/name")
 
 
 def _check_folder(folder: Path) -> None:

@@ -88,8 +88,12 @@ def check_place(path: Path) -> None:
     above = next(each for each in path.absolute().parents if each.exists())
     if not above.is_dir():
         raise ValueError(f"{path} cannot be written: {above} is a file, not a folder")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise ValueError(f"{path} cannot be written: the folder {above} is read-only")
+    try:  # permissions alone do not tell: to root /proc seems to take files
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        why = f"no file can be made in the folder {above} ({error.strerror or error})"
+        raise ValueError(f"{path} cannot be written: {why}") from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -114,7 +114,7 @@ def test_a_recipe_survives_being_written_and_builds_a_model(name: str, tmp_path,
         edm = Denoiser(torch.nn.Identity(), VE(), Karras(), image_shape=shape, num_classes=10)
         start = build_denoiser(load_config(find_recipe("tiny-kind")), shape, 10) if "transfer" in name else edm
         monkeypatch.setattr("genflow.build.load_named", lambda path, option: start)
-        monkeypatch.setattr("genflow.build_surgery.load_named", lambda path, option: start)
+        monkeypatch.setattr("genflow.build_surgery.describe_named", lambda path, option: start.config["network"])
         monkeypatch.setattr("genflow.build_objective.load_named", lambda path, option: copy.deepcopy(edm))
         monkeypatch.setattr("genflow.build_surgery.load_weights", lambda denoiser, source: None)
         monkeypatch.setattr("genflow.build.misreading", lambda source, denoiser: "")

@@ -7,7 +7,7 @@ from oracles import CountingNetwork, counting_denoiser
 from torch import nn
 
 import genflow
-from genflow.denoiser import Denoiser, config_file, store_times
+from genflow.denoiser import Denoiser, config_file, read_config, store_times
 from genflow.nn.dit import DiT
 from genflow.nn.unet import UNet
 from genflow.parameterizations import Conditioning, Converted, Karras, PredictNoise, PredictVelocity
@@ -71,6 +71,21 @@ def test_saved_and_loaded_is_bitwise_the_same(backbone, schedule, row, tmp_path)
     assert torch.equal(loaded.denoise(x, t, y), denoiser.denoise(x, t, y))
     assert torch.equal(generate(loaded, range(3)), generate(denoiser, range(3)))
     assert not list(tmp_path.glob("*.bin"))
+
+
+def test_what_a_folder_describes_is_read_without_its_weights(tmp_path) -> None:
+    denoiser = make()
+    denoiser.save_pretrained(tmp_path / "plain")
+    genflow.GenflowPipeline(denoiser).save_pretrained(tmp_path / "pipeline")
+    for weights in tmp_path.rglob("*.safetensors"):
+        weights.write_bytes(b"")
+    for name in ("plain", "pipeline"):
+        told = read_config(tmp_path / name)
+        assert (told["network"], told["num_classes"]) == (denoiser.config["network"], denoiser.num_classes)
+    with pytest.raises(ValueError, match="there is no folder"):
+        read_config(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="is not a saved model"):
+        read_config(tmp_path)
 
 
 def test_a_copy_does_not_tell_where_its_original_lay(tmp_path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from launch import start
 
-from genflow.files import atomic_file, atomic_folder, remove_partials, replace_files, write_text
+from genflow.files import atomic_file, atomic_folder, check_place, remove_partials, replace_files, write_text
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o002], ids=oct)
@@ -162,3 +162,13 @@ def test_a_full_disk_names_the_file(tmp_path) -> None:
     process.join()
     assert process.exitcode == 0
     assert names(tmp_path) == []
+
+
+def test_a_place_that_takes_no_files_is_refused_whoever_asks(tmp_path) -> None:
+    """Permissions do not tell: root may write everywhere, and nobody makes files in /proc."""
+    check_place(tmp_path / "new" / "file.json")
+    assert not list(tmp_path.iterdir())
+    if not Path("/proc/self").exists():
+        pytest.skip("there is no /proc here")
+    with pytest.raises(ValueError, match=r"/proc/new/file.json cannot be written: no file can be made in .* /proc \("):
+        check_place(Path("/proc/new/file.json"))

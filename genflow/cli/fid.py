@@ -29,6 +29,7 @@ from genflow.cli.sides import (
     draw_samples,
     is_measured_model,
     network_name,
+    other_classes,
     read_reference,
     read_samples,
     reading_of,
@@ -208,6 +209,11 @@ def _notes(
 ) -> Iterable[str]:
     here = replace(side.said, resize=side.resize)  # a model resizes nothing, but what it was trained on may have been
     yield from caveats(here, reference.said)
+    match side.ranges[0]:
+        case Samples(denoiser=denoiser):
+            yield from other_classes(denoiser, options.samples, options.reference, reference.said)
+        case _:
+            pass
     if reference.file is not None:
         yield from gaps(reference.said, reference.file.network, reference.file.origin)
         yield from out_of_reach(wanted.metrics, spatial=reference.file.spatial is not None)

@@ -16,7 +16,7 @@ from genflow.cli.models import picture_shape, run_of
 from genflow.config_files import parse_arguments
 from genflow.denoiser import Denoiser, weights_hash
 from genflow.evaluation.gate_picture import ROWS, draw
-from genflow.evaluation.gate_swap import GateSwap, gate_swap, gates_of
+from genflow.evaluation.gate_swap import GateSwap, can_swap, gate_swap, gates_of
 from genflow.evaluation.measurement import reads_digits
 from genflow.evaluation.networks.digits import DigitFeatures
 from genflow.evaluation.protocol import Figure
@@ -70,10 +70,16 @@ def draw_gates(arguments: Sequence[str], *, prog: str = "genflow kind draw") -> 
     labels = tuple(dict.fromkeys(numbers(options.classes))) if options.classes else denoiser.classes[:MOST]
     gates_of(denoiser, labels)
     reader, meant = _reader(options, denoiser)
+    swappable = can_swap(denoiser, labels)
+    if options.out is not None and not swappable:
+        raise ValueError(
+            f"there is one gate for {listed(labels)} and nothing to swap, so there are no shares for --out: name"
+            " classes with different tailors by --classes, or leave it out"
+        )
     seeds = range(options.first_seed, options.first_seed + options.num)
     steps = options.steps or None
     swap = None
-    if reader is not None:
+    if reader is not None and swappable:
         network = reader
         swap = gate_swap(
             denoiser,
@@ -99,10 +105,12 @@ def draw_gates(arguments: Sequence[str], *, prog: str = "genflow kind draw") -> 
     (write_drawing if denoiser.image_shape[0] == 1 else write_image)(options.picture, picture)
     if len(labels) < len(denoiser.classes):
         print(f"{options.model}: {listed(labels)} of {len(denoiser.classes)}")
-    if swap is None:
-        print("no classifier reads these images, and only the picture is made (--read-as names one of the digits)")
-    else:
+    if swap is not None:
         print(table(swap, names))
+    elif not swappable:
+        print("there is one gate for these classes and nothing to swap, and only the picture is made")
+    else:
+        print("no classifier reads these images, and only the picture is made (--read-as names one of the digits)")
     if options.out is not None and swap is not None and reader is not None:
         write_text(options.out, json.dumps(_said(options, denoiser, reader, swap), indent=2) + "\n")
     print(f"look at {options.picture}")

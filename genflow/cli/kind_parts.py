@@ -90,6 +90,8 @@ def grow(arguments: Sequence[str], *, prog: str = "genflow kind grow") -> None:
     check_out(options.out)
     if options.rank < 0:
         raise ValueError(f"--rank must be at least 1, or 0 for that of the tailors there are, got {options.rank}")
+    if not 0 <= options.seed < 2**64:
+        raise ValueError(f"--seed must be in [0, 2^64), got {options.seed}")
     denoiser, model = load_decomposed(options.model)
     grown = denoiser.around(
         add_tailors(

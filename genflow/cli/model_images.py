@@ -47,6 +47,6 @@ def own_labels(denoiser: Denoiser, data: ImageData) -> list[int] | None:
     if data.num_classes > len(classes):
         raise ValueError(
             f"the images of {data.name} have {data.num_classes} classes, and this model {len(classes)}: give"
-            " --labels none, or take those that the model has by --data.keep"
+            " --labels none, or name by --data.keep those that the model's are, which are matched in their order"
         )
     return [classes[label] for label in data.labels.tolist()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ from genflow.cli.cautions import has_pairs
 from genflow.cli.models import run_of
 from genflow.config import Config, DataConfig
 from genflow.data.decoding import AS_STORED, Decoding
-from genflow.data.images import EMBEDDED, ImageData, Split, load_images
+from genflow.data.images import EMBEDDED, ImageData, Split, classes_in, load_images
 from genflow.data.pairs import MOST_PAIRS, is_pairs, load_pairs
 from genflow.denoiser import Denoiser, is_saved, saved_in, weights_hash
 from genflow.evaluation.features import FeatureNetwork
@@ -246,13 +246,42 @@ def labels_of(denoiser: Denoiser, data: ImageData | None) -> Tensor | None:
     if data is None or data.labels is None:
         return torch.arange(len(classes))
     if data.num_classes != len(classes):
-        which = "" if len(classes) == denoiser.num_classes else f" ({', '.join(map(str, classes))})"
+        which = "" if len(classes) == denoiser.num_classes else f" (labels {', '.join(map(str, classes))})"
         raise ValueError(
             f"the model has {len(classes)} classes{which}, {data.name} has {data.num_classes}: images of one class"
-            " cannot be measured against those of another; take those that the model has by --data.keep, or put the"
-            " reference in one folder without classes"
+            " cannot be measured against those of another; name by --data.keep the classes of the reference that the"
+            " model's are, which are matched in their order, or put the reference in one folder without classes"
         )
     return torch.from_numpy(data.labels)
+
+
+def other_classes(denoiser: Denoiser, model: str, source: str, reference: ImageSet) -> Iterator[str]:
+    """Yield a sentence if the classes of a model are known to be others than those that the reference is made of.
+
+    Figures match classes by their order alone. Which classes a run kept is told by its configuration, those of the
+    reference called ``source`` by its name; of a part without a run the labels are known, and not what they mean.
+    """
+    config, taken = run_of(model), classes_in(reference.name)
+    whole = reference.name.partition("-")[0]  # of an embedded set, whose name goes on with the split
+    if config is not None:
+        had, path = tuple(sorted({*config.data.keep})), config.data.path
+        told = f"the model was trained on {_listed(had)} of {path}"
+        alike = path in (source, whole) or (reads_digits(path) and reads_digits(whole))
+    elif len(denoiser.classes) < denoiser.num_classes:
+        had = denoiser.classes
+        told = f"the model has the labels {', '.join(map(str, had))} of {denoiser.num_classes}"
+        alike = whole in EMBEDDED
+    else:
+        return
+    if had != taken and (taken or alike):
+        yield (
+            f"{told}, and the reference is of {_listed(taken)}: classes are matched by their order alone, so that other"
+            " ones may be measured against each other; --data.keep names those of a reference"
+        )
+
+
+def _listed(classes: Sequence[int]) -> str:
+    return f"the classes {', '.join(map(str, classes))}" if classes else "all classes"
 
 
 def network_name(features: str, source: str, reference: ReferenceSide) -> str:

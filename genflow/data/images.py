@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -150,6 +151,12 @@ class ImageData:
             class_names=tuple(self.class_names[c] for c in wanted),
             name=f"{self.name}, classes {' '.join(map(str, wanted))}",
         )
+
+
+def classes_in(name: str) -> tuple[int, ...]:
+    """Return which classes ``of_classes`` left of the set that has this name; () if that tells of none."""
+    found = re.search(r", classes ((?:\d+ )*\d+)$", name)
+    return tuple(map(int, found[1].split())) if found else ()
 
 
 def cache_folder(cache: Path | None = None) -> Path:

@@ -15,7 +15,7 @@ from genflow.sampling.generate import generate
 
 ROWS = 3  # seeds that are shown
 TILE, GAP = 34, 4
-LEFT, TOP, BELOW, BESIDE = 62, 62, 26, 18  # of a panel: room for names, titles, and what comes next
+LEFT, TOP, BELOW, BESIDE = 78, 62, 26, 18  # of a panel: room for names, titles, and what comes next
 DARK: Colour = (33, 120, 125)  # of a share of 1; that of 0 is white
 SHORT = 8  # letters of a name
 CAPTION = (
@@ -45,7 +45,8 @@ def draw(
     ``swap``, which is of the same labels and was read by ``reader``. ``names`` tells what to call each class that the
     model has; ``steps``, ``sampler`` and ``guidance`` are those of ``generate``.
 
-    Raises ``ValueError`` as ``gate_swap``, and for models of anything but grey and RGB pictures.
+    With a single gate, or none, there is so much less below. Raises ``ValueError`` as ``gates_of``, and for models of
+    anything but grey and RGB pictures.
     """
     if denoiser.image_shape[0] not in (1, 3):
         raise ValueError(f"only pictures, grey or RGB, can be drawn, and this model makes {denoiser.image_shape}")

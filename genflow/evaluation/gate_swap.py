@@ -132,6 +132,10 @@ def gate_swap(
     """
     asked = tuple(denoiser.classes if labels is None else labels)
     gates = gates_of(denoiser, asked)
+    if not can_swap(denoiser, asked):
+        raise ValueError(
+            f"classes {list(asked)} have one gate between them: a swap takes two at least with different tailors"
+        )
     if missing := sorted({c for gate in (asked, *gates) for c in gate} - meant.keys()):
         raise ValueError(f"meant names no class for the labels {missing}: it must for all that the model has")
     found: list[Tensor] = []
@@ -152,18 +156,20 @@ def gate_swap(
 def gates_of(denoiser: Denoiser, labels: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     """Return the tailors of some labels, each as the classes that have it, in the order of the labels.
 
-    Raises ``ValueError`` as ``gate_swap``.
+    Raises ``ValueError`` for a dense model, and for labels that it does not have.
     """
     gate = _decomposed(denoiser).gate
     unknown = sorted({*labels} - {*gate.kept})
     if unknown:
         raise ValueError(f"this model has classes {list(gate.kept)}, and was asked for {unknown}")
     tailors = dict.fromkeys(gate.class_to_tailor[label] for label in labels)
-    if len(tailors) < 2:
-        raise ValueError(
-            f"classes {list(labels)} have one gate between them: a swap takes two at least with different tailors"
-        )
     return tuple(tuple(c for c in gate.kept if gate.class_to_tailor[c] == t) for t in tailors if t >= 0)
+
+
+def can_swap(denoiser: Denoiser, labels: Sequence[int]) -> bool:
+    """Tell whether some label can be asked for under another's gate; raises ``ValueError`` for a dense model."""
+    gate = _decomposed(denoiser).gate
+    return len({gate.class_to_tailor[label] for label in labels}) > 1
 
 
 def under_gate(denoiser: Denoiser, label: int | None) -> Denoiser:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genflow.kind.gate import ClassGate, Switch
-from genflow.kind.linear import Components, held, parameter, with_tailors
+from genflow.kind.linear import Components, check_rank, held, parameter, with_tailors
 from genflow.kind.model import Gated, placed, split_tables
 from genflow.nn.embeddings import LabelTable
 
@@ -95,7 +95,8 @@ def class_lora(backbone: nn.Module, linears: Iterable[str], *, rank: int, scale:
     """Return a copy of a dense backbone with a LoRA for each class of its label table on these layers.
 
     Raises:
-        ValueError: If the backbone has no label table, from which the number of classes is taken.
+        ValueError: If the backbone has no label table, from which the number of classes is taken, and for a rank above
+            min(m, n) of a layer.
     """
     backbone = copy.deepcopy(backbone)
     tables = [part for part in backbone.modules() if isinstance(part, LabelTable)]
@@ -105,6 +106,7 @@ def class_lora(backbone: nn.Module, linears: Iterable[str], *, rank: int, scale:
     for name in linears:
         dense = backbone.get_submodule(name)
         assert isinstance(dense, nn.Linear)
+        check_rank(rank, name, (dense.out_features, dense.in_features))
         backbone.set_submodule(name, ClassLoRALinear(dense, gate.num_classes, rank, scale, gate.switch))
     split_tables(backbone, gate.class_to_tailor)
     device = next(backbone.parameters()).device

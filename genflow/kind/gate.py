@@ -95,7 +95,8 @@ class ClassGate(nn.Module):
     there: what the label "no class" does.
 
     Raises:
-        ValueError: For a class map with other negative numbers, and for labels of dropped classes.
+        ValueError: For a class map with other negative numbers, and for labels of dropped classes on the host; on a
+            device these are out of range in the layers' lookups.
     """
 
     def __init__(self, class_to_tailor: Sequence[int]) -> None:
@@ -106,8 +107,9 @@ class ClassGate(nn.Module):
             )
         self.class_to_tailor = tuple(class_to_tailor)
         self.tailors = tuple(sorted({tailor for tailor in class_to_tailor if tailor >= 0}))
-        place = {tailor: i for i, tailor in enumerate(self.tailors)}
-        places = [place.get(tailor, tailor) for tailor in class_to_tailor]
+        # A dropped class has a place beyond the last, where every lookup fails like that of a label out of range.
+        place = {tailor: i for i, tailor in enumerate((*self.tailors, DROPPED))}
+        places = [place.get(tailor, LEARNGENES_ONLY) for tailor in class_to_tailor]
         self.places: Tensor
         self.register_buffer("places", torch.tensor([*places, LEARNGENES_ONLY]), persistent=False)  # (num_classes + 1,)
         self.switch = Switch()
@@ -126,9 +128,10 @@ class ClassGate(nn.Module):
         if y is None:
             return Closed()
         tailors = self.places.index_select(0, y)  # (B,)
-        # Only a model that lacks classes pays for the look, which waits for the device.
-        if len(self.kept) < self.num_classes and bool((tailors == DROPPED).any()):
-            asked = sorted(set(y[tailors == DROPPED].tolist()))
+        # A look at labels on a device would wait for it in every pass: whoever brings them there looks at them before.
+        lacks = len(self.kept) < self.num_classes and y.device.type == "cpu"
+        if lacks and bool((dropped := tailors == len(self.tailors)).any()):
+            asked = sorted(set(y[dropped].tolist()))
             raise ValueError(
                 f"this model was extracted without classes {asked}: it has {list(self.kept)}, and {self.num_classes} "
                 "for no class"

@@ -31,8 +31,9 @@ class ClassRows(nn.Module):
         self.rows = parameter(rows)
         self.no_class = parameter(no_class)
         kept = [c for c, tailor in enumerate(class_to_tailor) if tailor != DROPPED]
-        places = torch.full((self.num_classes + 1,), len(kept))  # the last row, which the gate never lets them reach
+        places = torch.full((self.num_classes + 1,), len(kept) + 1)  # of dropped classes: beyond the last row
         places[kept] = torch.arange(len(kept))
+        places[-1] = len(kept)
         self.places: Tensor
         self.register_buffer("places", places, persistent=False)  # (num_classes + 1,)
 
@@ -55,7 +56,8 @@ class ClassRows(nn.Module):
     def whole(self) -> LabelTable:
         """Return a plain table; a dropped class gets the row of "no class"."""
         table = LabelTable(self.num_classes, self.rows.shape[1])
-        table.weight = nn.Parameter(self._table().detach().index_select(0, self.places))
+        places = self.places.clamp(max=len(self.rows))
+        table.weight = nn.Parameter(self._table().detach().index_select(0, places))
         return table
 
     def forward(self, y: Tensor | None, batch: int) -> Tensor:

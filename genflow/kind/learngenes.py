@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genflow.kind.gate import DROPPED, ClassGate
 from genflow.kind.labels import ClassRows
-from genflow.kind.linear import Components, KINDLinear
+from genflow.kind.linear import Components, KINDLinear, check_rank
 from genflow.kind.model import Decomposed, rebuilt
 
 
@@ -109,7 +109,8 @@ def add_tailors(
     random; the scale, and the start of the rows, are unconfirmed.
 
     Raises:
-        ValueError: For a count below 1, or a rank that is not that of the tailors held.
+        ValueError: For a count below 1, a rank that is not that of the tailors held, and one above min(m, n) of a
+            kernel.
     """
     if count < 1:
         raise ValueError(f"at least one tailor can be added, got {count}")
@@ -121,7 +122,9 @@ def add_tailors(
         held = linear.tailor_sigma.shape[1]
         if gate.tailors and rank not in (None, held):
             raise ValueError(f"the tailors of {name} have rank {held}, and new ones must too; got {rank}")
-        new = _random_tailors(linear, count, held if rank is None else rank, generator)
+        wanted = held if rank is None else rank
+        check_rank(wanted, name, (linear.learngene_u.shape[0], linear.learngene_v.shape[1]))
+        new = _random_tailors(linear, count, wanted, generator)
         if init == "silent":
             new.sigma.zero_()
         return linear.learngenes, _stacked([linear.tailors, new]) if gate.tailors else new

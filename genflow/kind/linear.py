@@ -190,6 +190,20 @@ class KINDLinear(nn.Module):
         return f"in_features={n}, out_features={m}, learngenes={r}, tailors={count} of rank {rank}"
 
 
+def check_rank(rank: int, name: str, shape: tuple[int, int]) -> None:
+    """Refuse more components for a layer than its kernel (m, n) can have: beyond min(m, n) they would add nothing.
+
+    Raises:
+        ValueError: Naming the layer and its size.
+    """
+    m, n = shape
+    if rank > min(m, n):
+        raise ValueError(
+            f"{name} has a kernel of {m}x{n}, whose rank is {min(m, n)} at most, got rank {rank}: give a lower one, or"
+            " leave this layer out"
+        )
+
+
 def parameter(value: Tensor) -> nn.Parameter:
     """Return a parameter with a copy of a value; without elements it is not trained, so that none goes unused."""
     return nn.Parameter(value.detach().clone(memory_format=torch.contiguous_format), requires_grad=value.numel() > 0)

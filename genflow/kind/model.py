@@ -55,7 +55,7 @@ class Gated(nn.Module, abc.ABC):
     Shapes: as the backbone's; y (B,) int64 in [0, num_classes] or None, which opens no tailor.
 
     Raises:
-        ValueError: For labels of classes that were dropped.
+        ValueError: For labels of classes that were dropped, on the host; on a device they are out of range.
     """
 
     def __init__(self, backbone: nn.Module, gate: ClassGate) -> None:
@@ -144,7 +144,10 @@ def blank(backbone: nn.Module, layout: Layout) -> Decomposed:
     dense = {name: part for name, part in backbone.named_modules() if type(part) is nn.Linear}
     unknown = sorted(layout.ranks.keys() - dense.keys())
     if unknown:
-        raise ValueError(f"the layout is of another backbone, which has linear layers {', '.join(unknown)}")
+        raise ValueError(
+            f"the layout is of another backbone: {len(unknown)} of its {len(layout.ranks)} layers are no nn.Linear of"
+            f" this one, such as {unknown[0]}; give the backbone that it was made for, as its config.json describes it"
+        )
     for name, (learngenes, rank) in layout.ranks.items():
         kernel = dense[name].weight
         m, n = kernel.shape

@@ -11,14 +11,28 @@ from small import DIT, UNET, assert_same, make_config
 
 from genflow import kind
 from genflow.build import build_denoiser, export, preview
+from genflow.build_surgery import to_save
+from genflow.card_method import method
 from genflow.cli.cautions import classes_of, told_by
 from genflow.cli.main import main
-from genflow.config import DataConfig, IntactConfig, KarrasConfig, KINDConfig, SampleConfig, VEConfig
+from genflow.config import (
+    ClassLoRAConfig,
+    DataConfig,
+    IntactConfig,
+    KarrasConfig,
+    KINDConfig,
+    LoRAConfig,
+    SampleConfig,
+    TransferConfig,
+    TruncationConfig,
+    VEConfig,
+)
 from genflow.config_files import to_toml
 from genflow.data.images import load_images
 from genflow.denoiser import Denoiser
 from genflow.evaluation.extraction import AskedClass, pass_through
 from genflow.evaluation.features import load_features
+from genflow.evaluation.protocol import load_results
 from genflow.evaluation.sources import FoundImages
 from genflow.nn import DiT
 from genflow.pictures import read_image
@@ -26,6 +40,7 @@ from genflow.pipeline import GenflowPipeline
 from genflow.sampling.generate import generate
 
 KIND = KINDConfig(learngenes=0.25, tailor_rank=4)
+OTHERS = "classes are matched by their order alone"
 EDM = {"schedule": VEConfig(), "parameterization": KarrasConfig(), "sample": SampleConfig(steps=2)}
 
 
@@ -178,11 +193,41 @@ def test_figures_are_of_the_classes_that_a_model_has(whole, capsys) -> None:
     """Digits 1 and 3 stand for the first and the second class, whatever the model calls them."""
     run("extract", "runs/whole", "--classes", "2,3", "-o", "small")
     said = refused(capsys, "fid", "small", "digits", "--num", "8", "--steps", "1")
-    assert "the model has 2 classes (2, 3), digits-test has 10" in said
-    assert "--data.keep" in said
+    assert "the model has 2 classes (labels 2, 3), digits-test has 10" in said
+    assert "name by --data.keep the classes of the reference that the model's are" in said
     assert main(["fid", "small", "digits", "--num", "70", "--steps", "1", "--data.keep", "1", "3"]) == 0
     said = capsys.readouterr().out
     assert "digits-test, classes 1 3" in said
+    assert "warning: the model has the labels 2, 3 of 4, and the reference is of the classes 1, 3: classes are" in said
+    assert main(["fid", "small", "digits", "--num", "70", "--steps", "1", "--data.keep", "2", "3"]) == 0
+    assert OTHERS not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("reference", "given", "said"),
+    [
+        ("digits", [], ""),
+        ("digits", ["--data.keep", "9", "8", "6", "4"], ""),
+        ("digits", ["--data.keep", "1", "2", "3", "4"], "the reference is of the classes 1, 2, 3, 4: "),
+        ("own.npz", [], ""),
+        ("other.npz", [], "the reference is of the classes 1, 2, 3, 4: "),
+        ("all.npz", [], "the reference is of all classes: "),
+    ],
+)
+def test_a_run_on_some_classes_and_a_reference_of_others_are_told_apart(reference, given, said, whole, capsys) -> None:
+    config = replace(make_config(Path("runs"), DIT), name="whole", data=DataConfig(path="digits", keep=(4, 6, 8, 9)))
+    Path("runs/whole/config.toml").write_text(to_toml(config))
+    kept = {"own.npz": ["4", "6", "8", "9"], "other.npz": ["1", "2", "3", "4"]}
+    if reference.endswith(".npz"):
+        chosen = ["--data.keep", *kept[reference]] if reference in kept else []
+        assert main(["stats", "digits", *chosen, "-o", reference]) == 0
+    capsys.readouterr()
+    assert main(["fid", "runs/whole", reference, "--num", "70", "--steps", "1", *given, "--out", "result.json"]) == 0
+    assert capsys.readouterr().out.count(OTHERS) == bool(said)
+    (result,) = load_results(Path("result.json"))
+    told = [note for note in result.notes if OTHERS in note]
+    assert len(told) == bool(said)
+    assert all(f"trained on the classes 4, 6, 8, 9 of digits, and {said}" in note for note in told)
 
 
 def test_swapped_gates_are_drawn_and_read_as_the_digits_that_classes_are(whole, capsys) -> None:
@@ -209,6 +254,20 @@ def test_swapped_gates_are_drawn_and_read_as_the_digits_that_classes_are(whole, 
     assert json.loads(Path("run.json").read_text())["meant"] == {"0": 4, "1": 6, "2": 8, "3": 9}
 
 
+def test_of_a_model_with_one_gate_is_drawn_what_there_is(capsys) -> None:
+    save(Path("runs/one"), surgery=replace(KIND, class_to_tailor=(5,) * 4))
+    given = ["--steps", "1", "--read-as", "digits", "--keep", "1", "2", "3", "4"]
+    run("draw", "runs/one", "-o", "one.png", *given)
+    said = capsys.readouterr().out
+    assert said == (
+        "there is one gate for these classes and nothing to swap, and only the picture is made\nlook at one.png\n"
+    )
+    assert read_image(Path("one.png")).shape[1] > 250
+    said = refused(capsys, "kind", "draw", "runs/one", "-o", "two.png", "--out", "two.json", *given)
+    assert "there is one gate for 4 classes (0, 1, 2, 3) and nothing to swap, so there are no shares for --out" in said
+    assert not Path("two.png").exists()
+
+
 def test_a_card_says_what_a_model_is_made_of_and_which_classes_it_has(whole) -> None:
     run("extract", "runs/whole", "--classes", "1,3", "-o", "small")
     for model in ("small", "runs/whole"):
@@ -222,6 +281,55 @@ def test_a_card_says_what_a_model_is_made_of_and_which_classes_it_has(whole) -> 
     for text in (small, full):
         assert "`Decomposed(DiT(" in text
         assert "Its kernels are decomposed by KIND (arXiv 2408.07337) into learngenes" in text
+
+
+@pytest.mark.parametrize(
+    ("class_to_tailor", "said"),
+    [
+        ((0, 1, 2, 3), "4 tailors of single classes (18,624). `"),
+        ((5, 5, 1, -1), "2 tailors of the classes {2}, {0, 1} (9,312), none of them of {3}. `"),
+        ((-1,) * 4, "0 tailors of single classes (0), none of them of {0, 1, 2, 3}. `"),
+        ((0,) + (1,) * 11, "2 tailors of 1 to 11 classes each (9,312). `"),
+        ((0,) * 2 + (-1,) * 11, "1 tailor of 2 classes each (4,656), none of them of the other 11. `"),
+    ],
+)
+def test_a_card_tells_whose_the_tailors_are(class_to_tailor, said) -> None:
+    count = len(class_to_tailor)
+    config = replace(make_config(Path(), DIT), surgery=replace(KIND, class_to_tailor=class_to_tailor), **EDM)
+    assert said in method(build_denoiser(config, (1, 8, 8), count), config)
+
+
+@pytest.mark.parametrize(
+    ("surgery", "init", "said"),
+    [
+        (KIND, "runs/dense", "What was decomposed are the weights of `dense`."),
+        (
+            TransferConfig(),
+            "runs/whole",
+            "transfer of the decomposed model `whole`, of which the tailors and label rows",
+        ),
+        (TransferConfig(trains="all"), "runs/whole/model", "model `whole`, of which everything was trained."),
+        (
+            LoRAConfig(rank=2),
+            "runs/dense/model",
+            "fitted to its classes from the model `dense`, by `LoRA(rank=2,",
+        ),
+        (ClassLoRAConfig(), "runs/dense", "Each class has a LoRA (arXiv 2106.09685) of its own"),
+        (
+            ClassLoRAConfig(),
+            "runs/dense",
+            "fitted to its classes from the model `dense`, by `ClassLoRA(rank=4,",
+        ),
+        (TruncationConfig(), "runs/dense", "from the model `dense`, by `Truncation(learngenes=0.27, tailor_rank=4"),
+    ],
+)
+def test_a_card_says_what_model_was_fitted_and_how(surgery, init, said, whole) -> None:
+    save(Path("runs/dense"), surgery=IntactConfig())
+    config = replace(make_config(Path("runs"), DIT), name="fitted", surgery=surgery, init=init, **EDM)
+    export(to_save(config, build_denoiser(config, (1, 8, 8), 4)), config.folder / "model")
+    (config.folder / "config.toml").write_text(to_toml(config))
+    assert main(["push", "runs/fitted", "--repo", "me/mine", "--dry-run", "--out", "hub"]) == 0
+    assert said in Path("hub/README.md").read_text()
 
 
 TINY = ["--backbone.width", "16", "--backbone.depth", "1", "--train.batch-size", "8", "--train.steps", "2"]
@@ -279,6 +387,19 @@ def test_the_share_of_right_digits_is_that_of_the_digits_meant() -> None:
         (["kind", "extract", "runs/whole", "--classes", "0", "-o", "file/new"], "file is a file, not a folder"),
         (["kind", "grow", "runs/whole", "--classes", "0", "-o", "new"], "at least one tailor can be added, got 0"),
         (["kind", "grow", "runs/whole", "--classes", "1", "--rank", "2", "-o", "new"], "and new ones must too; got 2"),
+        (
+            ["kind", "grow", "runs/whole", "--classes", "1", "--seed", str(2**64), "-o", "new"],
+            f"--seed must be in [0, 2^64), got {2**64}",
+        ),
+        (["kind", "grow", "runs/whole", "--classes", "1", "--seed", "-1", "-o", "new"], "--seed must be in [0, 2^64)"),
+        (
+            ["kind", "grow", "runs/whole", "--classes", "1", "--drop", "--rank", "33", "-o", "new"],
+            "blocks.0.attention.q has a kernel of 32x32, whose rank is 32 at most, got rank 33",
+        ),
+        (
+            ["kind", "extract", "runs/whole", "--classes", "1", "-o", "/proc/new"],
+            "no file can be made in the folder /proc (",
+        ),
         (["kind", "recombine", "runs/whole", "-o", "new"], "give two parts at least, got 1"),
         (["kind", "recombine", "runs/whole", "runs/three", "-o", "new"], "parts of one model have as many labels"),
         (["kind", "draw", "runs/plain", "-o", "a.png"], "runs/plain is not decomposed"),
@@ -286,7 +407,6 @@ def test_the_share_of_right_digits_is_that_of_the_digits_meant() -> None:
         (["kind", "draw", "runs/whole", "-o", "a.png", "--out", "b.png"], "--out b.png must end in .json"),
         (["kind", "draw", "runs/whole", "-o", "a.png", "--out", "b.json", "--read-as", "none"], "no shares for --out"),
         (["kind", "draw", "runs/whole", "-o", "a.png", "--classes", "4"], "was asked for [4]"),
-        (["kind", "draw", "runs/whole", "-o", "a.png", "--classes", "2"], "classes [2] have one gate between them"),
         (
             ["kind", "draw", "runs/whole", "-o", "a.png", "--read-as", "digits", "--keep", "1"],
             "name one for each by --keep",

@@ -1,5 +1,6 @@
 """``genflow search-times``: trials are told, the best times are stored with the model, and taken from then on."""
 
+import errno
 import json
 import re
 import shutil
@@ -182,13 +183,16 @@ def test_what_cannot_be_searched_is_refused_in_one_line(arguments, said, root, c
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_drawn(root, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("genflow.files.os.access", lambda *given: False)  # to root everything can be written
+    def refuse(dir: Path) -> None:  # to root everything can be written
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("genflow.files.tempfile.TemporaryFile", refuse)
     assert main(["search-times", "plain", "digits", *SHORT]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.count("\n") == 1
-    assert "config.json cannot be written: the folder" in shown.err
-    assert "is read-only" in shown.err
+    assert "config.json cannot be written: no file can be made in the folder" in shown.err
+    assert "(Permission denied)" in shown.err
 
 
 def test_a_search_that_is_stopped_leaves_the_model_as_it_was(root, capsys, monkeypatch) -> None:

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from genflow.data import Decoding, ImageData, load_images
+from genflow.data.images import classes_in
 from genflow.pixels import quantize, to_unit
 
 
@@ -195,6 +196,8 @@ def test_images_of_some_classes_are_a_set_with_classes_of_its_own() -> None:
     assert part.labels.tolist() == [0, 1, 0, 1, 0, 1]
     assert (part.class_names, part.name) == (("b", "d"), "letters, classes 1 3")
     assert part.fingerprint == data.of_classes([1, 3]).fingerprint != data.of_classes([1, 2]).fingerprint
+    assert classes_in(part.name) == (1, 3)
+    assert classes_in(data.name) == classes_in("of, classes 1 and 3") == ()
     with pytest.raises(ValueError, match="letters has classes 0 to 3, and was asked for"):
         data.of_classes([4])
     bare = ImageData(images, None, (), "bare")

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from genflow.denoiser import Denoiser
-from genflow.evaluation.gate_picture import draw
-from genflow.evaluation.gate_swap import gate_swap, under_gate
+from genflow.evaluation.gate_picture import _panel, draw
+from genflow.evaluation.gate_swap import gate_swap, gates_of, under_gate
 from genflow.kind import KINDConfig, decompose, extract
 from genflow.nn.embeddings import LabelTable
 from genflow.parameterizations import PredictClean
@@ -119,6 +119,22 @@ def test_what_cannot_be_swapped_is_refused() -> None:
             gate_swap(denoiser, range(2), read, MEANT, **given)
     with pytest.raises(ValueError, match=r"names no class for the labels \[3\]"):
         gate_swap(whole, range(2), read, {0: 0, 1: 1, 2: 2})
+
+
+@pytest.mark.parametrize(
+    ("class_to_tailor", "labels", "gates"),
+    [((0, 1, 2, 3), (0, 3), 2), ((0, 1, 2, 3), (3,), 1), ((0,) * 4, (0, 3), 1), ((-1,) * 4, (0, 3), 0)],
+)
+def test_however_few_gates_there_are_the_picture_has_a_row_for_each(class_to_tailor, labels, gates) -> None:
+    denoiser, names = painter(tailors=1, rows=0, class_to_tailor=class_to_tailor), {c: str(c) for c in range(4)}
+    picture = draw(denoiser, range(1), labels=labels, names=names)
+    assert len(gates_of(denoiser, labels)) == gates
+    _, height = _panel(len(labels), gates + 1)
+    caption = picture.shape[1] - height - _panel(len(labels), 1)[1]
+    assert (caption - 8) % 18 == 0
+    shown = {tuple(colour) for colour in picture.flatten(1).T.tolist()}
+    for label in labels:
+        assert (int(generate(denoiser, [0], labels=label)[0, 0, 0, 0]),) * 3 in shown
 
 
 def test_the_picture_shows_what_is_generated() -> None:

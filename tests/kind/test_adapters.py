@@ -309,6 +309,17 @@ def test_the_original_is_left_as_it_was(method):
         (ClassLoRAConfig(linears="attn"), "no nn.Linear has a name that matches 'attn'"),
         (BitFitConfig(biases="attn"), "no bias has a name that matches 'attn'.*patch_in.bias"),
         (OFTConfig(block_size=24), "q has 64 inputs, which blocks of 24 do not tile"),
+        *(
+            (config, r"blocks\.0\.mlp\.fc1 has a kernel of 256x64, whose rank is 64 at most, got rank 65")
+            for config in (
+                LoRAConfig(rank=65, linears=r".*\.fc1"),
+                PiSSAConfig(rank=65, linears=r".*\.fc1"),
+                DoRAConfig(rank=65, linears=r".*\.fc1"),
+                LoHaConfig(rank=65, linears=r".*\.fc1"),
+                ClassLoRAConfig(rank=65, linears=r".*\.fc1"),
+                TruncationConfig(tailor_rank=65, linears=r".*\.fc1"),
+            )
+        ),
     ],
     ids=lambda value: getattr(value, "type", None),
 )

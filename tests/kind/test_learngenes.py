@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from genflow.kind import (
+    Assigned,
     KINDConfig,
     Layout,
     add_tailors,
@@ -22,6 +24,7 @@ from genflow.kind import (
     recombine,
     remove_tailors,
 )
+from genflow.kind import linear as linear_module
 from genflow.nn import DiT, UNet, dit_preset
 
 DIT = {"image_size": (8, 8), "in_channels": 1, "num_classes": 5, **dit_preset("tiny")}
@@ -81,6 +84,33 @@ def test_extraction_is_lossless(which, class_to_tailor):
             merge(part, 2)
     assert parameters(small) < parameters(whole)
     torch.testing.assert_close(merge(small, 4)(x, c, y), merge(whole, 4)(x, c, y), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["mask", "gather"])
+def test_labels_on_a_device_are_not_read_back(mode, monkeypatch):
+    """Tensors without data stand for those of a device: to look at one is an error there, and a wait here."""
+    monkeypatch.setattr(linear_module, "cheapest", lambda *_: mode)
+    small = extract(model(), {1, 4}).to("meta")
+    layer, table = (next(iter(parts.values())) for parts in (small.linears(), small.tables()))
+    y = torch.empty(4, dtype=torch.int64, device="meta")
+    with small.gate.hold(small.gate(y)):
+        assert layer(torch.empty(4, 16, 64, device="meta")).shape == (4, 16, 64)
+    assert table(y, 4).shape == (4, 64)
+
+
+@pytest.mark.parametrize("mode", ["mask", "gather", "segments"])
+def test_where_nobody_looks_the_lookup_of_a_dropped_class_fails(mode, monkeypatch):
+    monkeypatch.setattr(linear_module, "cheapest", lambda *_: mode)
+    small = extract(model(SHARED), {1, 3, 4})
+    y = torch.tensor([1, 0, 5, 3])
+    layer, table = (next(iter(parts.values())) for parts in (small.linears(), small.tables()))
+    unseen = Assigned(small.gate.places[y])
+    gating = unseen.segments() if mode == "segments" else unseen
+    with small.gate.hold(gating), pytest.raises((IndexError, RuntimeError)) as refused:
+        layer(torch.randn(4, 16, 64))
+    assert re.search("out of (range|bounds)|Class values", str(refused.value))
+    with pytest.raises(IndexError, match="out of range"):
+        table(y, 4)
 
 
 @pytest.mark.parametrize("which", ["dit", "fused", "unet"])

@@ -169,7 +169,7 @@ def test_labels_are_checked_by_merge_and_by_blank():
     model = decompose(DiT(**DIT), KINDConfig(class_to_tailor=CLASSES))
     with pytest.raises(ValueError, match="run from 0 to 4, which is no class; got 5"):
         merge(model, 5)
-    with pytest.raises(ValueError, match=r"layout is of another backbone, .*attention"):
+    with pytest.raises(ValueError, match=r"of another backbone: 24 of its 24 layers .*, such as blocks.*; give the"):
         blank(UNet(**UNET), model.layout())
 
 

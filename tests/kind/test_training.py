@@ -19,6 +19,7 @@ from genflow.cli.train import check_resume
 from genflow.config import (
     AveragedWeightsConfig,
     ByTeacherConfig,
+    ClassLoRAConfig,
     Config,
     ConsistencyConfig,
     ConsistencyKarrasConfig,
@@ -39,6 +40,7 @@ from genflow.config import (
     SquaredL2Config,
     SquareRootConfig,
     TransferConfig,
+    TruncationConfig,
     UNetConfig,
     UShapedConfig,
     VEConfig,
@@ -51,6 +53,7 @@ from genflow.training.trainer import Trainer
 
 KIND = KINDConfig(learngenes=0.25, tailor_rank=4)
 UNET = UNetConfig(width=16, multipliers=(1, 2), blocks=1, attention=(4,), dropout=0.2)
+LORA = ClassLoRAConfig()
 ICT = ConsistencyConfig(levels=GridLevelsConfig(curriculum=DoublingConfig(first=2, last=8)), label_dropout=0.3)
 CT = replace(
     ICT,
@@ -95,7 +98,7 @@ def here(tmp_path, monkeypatch) -> None:
 
 
 def picked(config: DataConfig) -> ImageData:
-    data = image_data()
+    data = image_data(classes=0 if config.path == "bare" else 3)
     return data.of_classes(config.keep) if config.keep else data
 
 
@@ -188,6 +191,35 @@ def test_a_transfer_trains_tailors_and_label_rows_alone_and_outlives_its_start()
     assert all(torch.equal(p, averaged[name]) for name, p in trained.named_parameters() if id(p) not in own)
 
 
+def test_a_transfer_goes_on_without_its_saved_model_while_its_start_is_there() -> None:
+    save_edm("start", operate=lambda m: kind.add_tailors(kind.remove_tailors(m), 3))
+    config = config_of("cut", surgery=TransferConfig(), init="start", **EDM)
+    one = whole(replace(config, name="whole"))
+    with pytest.raises(Stopped):
+        trainer_of(config, stop=5).fit()
+    shutil.rmtree("runs/cut/model")
+    Path("start").rename("away")
+    with pytest.raises(ValueError, match="init start is not a folder"):
+        trainer_of(config)
+    Path("away").rename("start")
+    two = trainer_of(config)
+    two.fit()
+    assert_same(tensors(one), tensors(two))
+
+
+def test_a_transfer_reads_the_weights_of_its_start_once(monkeypatch) -> None:
+    save_edm("start")
+    load, read = Denoiser.from_pretrained, []
+
+    def watched(place, *given, **options) -> Denoiser:
+        read.append(place)
+        return load(place, *given, **options)
+
+    monkeypatch.setattr(Denoiser, "from_pretrained", watched)
+    trainer_of(config_of(surgery=TransferConfig(), init="start", **EDM))
+    assert read == ["start"]
+
+
 def test_a_transfer_of_everything_trains_everything() -> None:
     start = save_edm("start")
     trained = whole(config_of(surgery=TransferConfig(trains="all"), init="start", **EDM)).objective.denoiser
@@ -276,7 +308,17 @@ def test_two_processes_hold_the_same_decomposed_weights(surgery, tmp_path) -> No
     ("parts", "said"),
     [
         ({"surgery": TransferConfig()}, "surgery Transfer trains a decomposed model further: name it by --init"),
-        ({"data": DataConfig(classes=False)}, "data.classes = false takes the classes away"),
+        *(
+            (
+                {"surgery": how, "init": init, "data": data},
+                f"surgery {how.type} trains a part .* each class, and {said}",
+            )
+            for how, init in ((KIND, ""), (TransferConfig(), "kind"), (TruncationConfig(), "dense"), (LORA, "dense"))
+            for data, said in (
+                (DataConfig(classes=False), "data.classes = false"),
+                (DataConfig(path="bare"), "the data"),
+            )
+        ),
         ({"surgery": replace(KIND, linears="(")}, "is no regular expression"),
         ({"surgery": replace(KIND, linears="nothing")}, "this backbone has conditioning"),
         ({"surgery": replace(KIND, class_to_tailor=(0, 1))}, "tailors of 2 classes, and the data have 3"),
@@ -291,7 +333,10 @@ def test_two_processes_hold_the_same_decomposed_weights(surgery, tmp_path) -> No
             "another network: heads is 2 there and 4 here",
         ),
         ({"surgery": TransferConfig(), "init": "kind", "backbone": replace(DIT, width=64)}, "another network"),
-        ({"surgery": TransferConfig(), "init": "kind", "backbone": replace(DIT, depth=1)}, "of another backbone"),
+        (
+            {"surgery": TransferConfig(), "init": "kind", "backbone": replace(DIT, depth=1)},
+            r"of another backbone: 6 of its 12 layers are no nn.Linear of this one, such as blocks\.1\.attention\.k",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_anything_is_written(parts, said) -> None:
