@@ -37,6 +37,7 @@ from genflow.config import (
     OptimConfig,
     PredictNoiseConfig,
     RegressionConfig,
+    SampleConfig,
     SquaredL2Config,
     SquareRootConfig,
     TransferConfig,
@@ -67,7 +68,8 @@ EDM = {
     "parameterization": KarrasConfig(),
     "objective": RegressionConfig(times=LogNormalConfig()),
 }
-CONSISTENCY = {"schedule": VEConfig(), "parameterization": ConsistencyKarrasConfig()}
+MULTISTEP = SampleConfig(sampler="multistep", steps=1)
+CONSISTENCY = {"schedule": VEConfig(), "parameterization": ConsistencyKarrasConfig(), "sample": MULTISTEP}
 METHODS = {
     "flow": {},
     "unet": {"backbone": UNET},
@@ -85,6 +87,7 @@ METHODS = {
     "ect": EDM
     | {
         "objective": ConsistencyConfig(levels=EasyLevelsConfig(stages=2), metric=NormConfig()),
+        "sample": MULTISTEP,
         "init": "edm",
         "surgery": TransferConfig(trains="all"),
     },

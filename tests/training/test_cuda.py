@@ -19,6 +19,7 @@ from genflow.config import (
     DoublingConfig,
     GridLevelsConfig,
     OptimConfig,
+    SampleConfig,
     UNetConfig,
     VEConfig,
 )
@@ -67,6 +68,7 @@ def consistency(out: Path, target: TargetConfig | None = None) -> Config:
         parameterization=ConsistencyKarrasConfig(),
         objective=ConsistencyConfig(levels=levels, target=target or CurrentWeightsConfig()),
         optim=OptimConfig(rule="radam", ema_halflife=100),
+        sample=SampleConfig(sampler="multistep", steps=1),
     )
 
 
