@@ -56,6 +56,14 @@ class CountingNetwork(nn.Module):
         return 0.3 * x + 0.1 * torch.cos(c_noise).view(-1, 1, 1, 1) + shift
 
 
+class ToldNetwork(CountingNetwork):
+    """Adds to its output the mean of the augmentation labels."""
+
+    def forward(self, x, c_noise, y=None, s=None, *, augment=None):
+        out = super().forward(x, c_noise, y, s)
+        return out if augment is None else out + augment.mean(dim=1).view(-1, 1, 1, 1)
+
+
 def counting_denoiser(schedule: Schedule, classes: int = 10) -> Denoiser:
     return Denoiser(
         CountingNetwork(classes), schedule, PredictClean(), image_shape=(1, 4, 4), num_classes=classes, sampler="euler"

@@ -125,7 +125,7 @@ class Stub(Objective):
         super().__init__()
         self.denoiser = Denoiser(Scale(), Linear(), PredictClean(), image_shape=(1, 8, 8))
         self.loss = loss
-        self.after: list[Tensor] = []
+        self.after: dict[int, Tensor] = {}  # the weight at the end of each step
 
     @property
     def weight(self) -> nn.Parameter:
@@ -135,7 +135,7 @@ class Stub(Objective):
         return self.loss(self.weight, batch, step)
 
     def after_step(self, step: int) -> None:
-        self.after.append(self.weight.detach().clone())
+        self.after[step] = self.weight.detach().clone()
 
 
 def with_train(config: Config, **fields) -> Config:

@@ -177,7 +177,9 @@ def test_the_parts_of_ict_are_the_defaults() -> None:
 
 def test_the_parts_of_consistency_models_are_those_described() -> None:
     """Levels lie between the schedule's ends, and so does the identity."""
-    made = consistency_of(ConsistencyConfig(levels=GRID), VEConfig(sigma_min=0.01, sigma_max=40.0, rho=5.0))
+    described = ConsistencyConfig(levels=GRID, label_dropout=0.2)
+    made = consistency_of(described, VEConfig(sigma_min=0.01, sigma_max=40.0, rho=5.0))
+    assert made.label_dropout == 0.2
     law = LogNormalInterval(mean=-0.8, std=1.6)
     curriculum = Doubling(total=1000, first=5, last=40)
     assert made.levels == GridLevels(curriculum=curriculum, law=law, low=0.01, high=40.0, rho=5.0)

@@ -159,6 +159,16 @@ def test_consistency_boundary_is_exact() -> None:
         assert torch.equal(row.clean(VE(), raw, x_t, t), x_t)
 
 
+def test_consistency_rows_beyond_both_ends_stay_finite_and_told_of_the_ends() -> None:
+    """At t = 0 the image is the state itself, and the embedding sees no level below sigma_min or above level_max."""
+    row = ConsistencyKarras(sigma_min=0.01, level_max=40.0)
+    t = torch.tensor([0.0, 0.001, 0.01, 40.0, 80.0], dtype=torch.float64)
+    x_t, raw = torch.randn(2, 5, 1, 5, 5)
+    assert torch.equal(row.clean(VE(), raw, x_t, t)[:3], x_t[:3])
+    low, high = torch.tensor([0.01, 40.0], dtype=torch.float64).log() / 4
+    torch.testing.assert_close(row.coefficients(VE(), t).c_noise, torch.stack([low, low, low, high, high]))
+
+
 def assert_is_the_published_row(row: Parameterization) -> None:
     """c_skip, c_out, c_in, ln(sigma) / 4 to eight digits."""
     table = {

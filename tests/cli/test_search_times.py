@@ -65,6 +65,26 @@ def trials(printed: str) -> dict[tuple[float, ...], float]:
     return {tuple(map(float, times.split())): float(distance) for times, distance in found}
 
 
+def by_hand(times: tuple[float, ...], guidance: float = 1.0) -> float:
+    """The distance of a trial of the plain model."""
+    data, network = load_images("digits", "train"), load_features("digits", image_shape=(1, 8, 8))
+    labels = data.labels
+    assert labels is not None
+    samples = Samples(
+        denoiser=Denoiser.from_pretrained("plain"),
+        count=70,
+        first_seed=FIRST_SEED,
+        label=lambda seed: int(labels[seed % len(labels)]),
+        times=times,
+        guidance=guidance,
+    )
+    return frechet_distance(moments_of(samples, network), moments_of(FoundImages(data), network))
+
+
+def stop(*given) -> float:
+    raise KeyboardInterrupt
+
+
 def times_of(config: Path) -> dict[str, list[float]]:
     return json.loads(config.read_text())["times"]
 
@@ -99,20 +119,23 @@ def test_a_trial_is_of_training_images_and_seeds_that_no_figure_is_of(root, caps
     )
     assert printed.endswith("nothing is stored: this was a dry run\n")
     assert times_of(root / "plain" / "config.json") == {}
-    data, network = load_images("digits", "train"), load_features("digits", image_shape=(1, 8, 8))
-    reference = moments_of(FoundImages(data), network)
-    model = Denoiser.from_pretrained("plain")
-    labels = data.labels
-    assert labels is not None
-    for times, told in list(trials(printed).items())[1:3]:
-        samples = Samples(
-            denoiser=model,
-            count=70,
-            first_seed=FIRST_SEED,
-            label=lambda seed: int(labels[seed % len(labels)]),
-            times=times,
-        )
-        assert told == pytest.approx(frechet_distance(moments_of(samples, network), reference), rel=1e-3)
+    tried = list(trials(printed).items())[1:3]
+    measured = [by_hand(times) for times, _ in tried]
+    assert [told for _, told in tried] == pytest.approx(measured, rel=1e-3)
+
+
+def test_a_trial_is_guided_as_asked(root, capsys, monkeypatch) -> None:
+    """The first one, after which the search is stopped; so strongly because labels matter little to this network."""
+
+    def only_once(*given) -> float:
+        monkeypatch.setattr("genflow.cli.search_times.frechet_distance", stop)
+        return frechet_distance(*given)
+
+    monkeypatch.setattr("genflow.cli.search_times.frechet_distance", only_once)
+    assert main(["search-times", "plain", "digits", "--guidance", "30", *SHORT]) == 130
+    ((times, told),) = trials(capsys.readouterr().out).items()
+    assert told == pytest.approx(by_hand(times, guidance=30.0), rel=1e-3)
+    assert told != pytest.approx(by_hand(times), rel=1e-2)
 
 
 def test_more_steps_are_searched_greedily_and_a_runs_model_is_found(root, capsys) -> None:
@@ -197,10 +220,6 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_drawn(roo
 
 def test_a_search_that_is_stopped_leaves_the_model_as_it_was(root, capsys, monkeypatch) -> None:
     before = (root / "plain" / "config.json").read_bytes()
-
-    def stop(*given) -> float:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr("genflow.cli.search_times.frechet_distance", stop)
     assert main(["search-times", "plain", "digits", *SHORT]) == 130
     assert capsys.readouterr().err.endswith("genflow: stopped\n")

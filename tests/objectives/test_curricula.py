@@ -34,6 +34,13 @@ def test_a_length_that_stages_do_not_divide_leaves_the_rest_to_the_last() -> Non
     assert [curriculum.points(k) for k in (0, 11, 12, 83, 84, 99)] == [11, 11, 21, 641, 1281, 1281]
 
 
+def test_ends_that_are_no_power_of_two_apart_have_stages_by_the_whole_quotient() -> None:
+    """``K' = floor(100 / (log2(floor(35 / 10)) + 1)) = floor(100 / 2.585)``; the third stage ends at the cap."""
+    curriculum = Doubling(total=100, first=10, last=35)
+    assert curriculum.stage == 38
+    assert [curriculum.points(k) for k in (0, 37, 38, 75, 76, 99)] == [11, 11, 21, 21, 36, 36]
+
+
 class Crippled(Curriculum):
     """The same formula with a last number of 11 intervals, as copies of it have."""
 

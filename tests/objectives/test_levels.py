@@ -57,6 +57,8 @@ def test_the_published_grids() -> None:
     assert fine[[1, 640, 1279]].tolist() == pytest.approx([0.002039086, 2.515218976, 79.659404], rel=1e-6)
     assert fine[[492, 571]].tolist() == pytest.approx([0.820867, 1.525766], rel=1e-5)  # iCT's middle times
     assert fine.dtype == torch.float64
+    formula = [(0.002 ** (1 / 7) + i / 1280 * (80 ** (1 / 7) - 0.002 ** (1 / 7))) ** 7 for i in range(1281)]
+    torch.testing.assert_close(fine, float64(*formula), rtol=1e-12, atol=0)  # to the digits of float64
 
 
 @pytest.mark.parametrize("points", [2, 11, 18, 151, 1281])
@@ -250,6 +252,14 @@ def test_the_constant_mapping_keeps_a_share_of_the_level() -> None:
     levels = EasyLevels(total=10, k=0.0, q=256.0, stages=1)
     t = float64(1e-3, 1.0, 80.0)
     torch.testing.assert_close(levels.below(t, 0), t * 255 / 256)
+
+
+@pytest.mark.parametrize("b", [0.5, 1.0, 2.0])
+def test_the_gap_narrows_as_soon_as_b_says(b: float) -> None:
+    """At t = ln 3 / b the sigmoid is a quarter: with k = 8 and q = 4 the gap is 3 / 4 of t, then 3 / 16."""
+    levels, t = EasyLevels(total=8, q=4.0, b=b), float64(math.log(3) / b)
+    torch.testing.assert_close(levels.below(t, 0), t / 4)
+    torch.testing.assert_close(levels.below(t, 1), t * 13 / 16)
 
 
 @pytest.mark.parametrize("given", [{"q": 1.0}, {"k": -1.0}, {"b": -1.0}, {"std": 0.0}, {"stages": 0}, {"stages": 11}])

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from oracles import CountingNetwork, PointNetwork, counting_denoiser
+from oracles import CountingNetwork, PointNetwork, ToldNetwork, counting_denoiser
 
 from genflow.denoiser import Denoiser
 from genflow.objectives import Batch, DiscreteUniform, LogitNormal, LogNormal, Regression, TimeDistribution, Uniform
@@ -49,14 +49,6 @@ def test_one_loss_per_image() -> None:
     losses = objective(batch, 0)
     first = Batch(x=batch.x[:1], y=batch.y[:1], noise=batch.noise[:1], index=batch.index[:1], u=batch.u[:1])
     torch.testing.assert_close(objective(first, 0)[0], losses[0])
-
-
-class ToldNetwork(CountingNetwork):
-    """Adds to its output the mean of the augmentation labels."""
-
-    def forward(self, x, c_noise, y=None, s=None, *, augment=None):
-        out = super().forward(x, c_noise, y, s)
-        return out if augment is None else out + augment.mean(dim=1).view(-1, 1, 1, 1)
 
 
 def test_the_network_is_told_of_augmentation() -> None:

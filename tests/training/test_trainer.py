@@ -241,6 +241,7 @@ def test_the_average_moves_after_the_optimiser_step(tmp_path) -> None:
     for step in range(4):
         trainer._step(step)
         now = trainer.objective.weight.detach()
+        assert list(trainer.objective.after) == list(range(step + 1))  # by the numbers of the steps
         assert torch.equal(trainer.objective.after[step], now)  # after_step sees the weights of this step too
         average = now + 0.5 ** (8 / 16) * (average - now)
         torch.testing.assert_close(trainer.ema.denoiser.backbone.weight, average)
@@ -300,7 +301,7 @@ def test_each_step_is_taken_at_its_learning_rate(tmp_path) -> None:
     config = make_config(tmp_path, optim=optim, steps=7)
     trainer = make_trainer(config, objective=Stub(lambda w, b, s: w.sum().expand(len(b.x))))
     trainer.fit()
-    path = torch.stack([torch.linspace(-1, 1, 64).view(1, 8, 8), *trainer.objective.after])
+    path = torch.stack([torch.linspace(-1, 1, 64).view(1, 8, 8), *trainer.objective.after.values()])
     rates = torch.tensor([learning_rate(step, 7, optim) for step in range(7)])
     torch.testing.assert_close(-path.diff(dim=0), rates.view(7, 1, 1, 1).expand(7, 1, 8, 8), rtol=1e-3, atol=1e-6)
     assert [line["lr"] for line in records(config)] == pytest.approx(rates.tolist())
