@@ -155,6 +155,7 @@ def build_backbone(
                 heads=config.heads,
                 mlp_ratio=config.mlp_ratio,
                 dropout=config.dropout,
+                fused_qkv=config.fused_qkv,
             )
 
 

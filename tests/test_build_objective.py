@@ -34,6 +34,7 @@ from genflow.config import (
     PackagedConfig,
     PseudoHuberConfig,
     RegressionConfig,
+    SampleConfig,
     SquaredL2Config,
     SquareRootConfig,
     TrainConfig,
@@ -153,15 +154,20 @@ def test_what_does_not_fit_together_is_refused() -> None:
 GRID = GridLevelsConfig(curriculum=DoublingConfig(first=5, last=40), law=LogNormalIntervalConfig(mean=-0.8, std=1.6))
 
 
+MULTISTEP = SampleConfig(sampler="multistep", steps=1)
+
+
 def consistency_of(objective: ConsistencyConfig, schedule: VEConfig | None = None, steps: int = 1000) -> Consistency:
+    easy = isinstance(objective.levels, EasyLevelsConfig)
     config = Config(
         backbone=SMALL,
         schedule=schedule or VEConfig(),
-        parameterization=ConsistencyKarrasConfig(),
+        parameterization=KarrasConfig() if easy else ConsistencyKarrasConfig(),
         objective=objective,
         train=TrainConfig(steps=steps),
+        sample=MULTISTEP,
     )
-    fresh = replace(config, objective=ConsistencyConfig())  # ECT's would start from a trained model
+    fresh = replace(config, objective=RegressionConfig() if easy else ConsistencyConfig())  # ECT's has a trained start
     made = build_objective(config, build_denoiser(fresh, (1, 8, 8), 3))
     assert isinstance(made, Consistency)
     return made
@@ -263,6 +269,7 @@ def test_a_teacher_that_cannot_be_told_of_augmentation_is_refused(tmp_path) -> N
         schedule=VEConfig(),
         parameterization=ConsistencyKarrasConfig(),
         objective=ConsistencyConfig(descent=ByTeacherConfig(teacher=str(tmp_path / "edm"))),
+        sample=MULTISTEP,
     )
     with pytest.raises(ValueError, match=r"edm was trained without data.augment and cannot be told of it"):
         build_objective(config, build_denoiser(config, (1, 8, 8), 3))

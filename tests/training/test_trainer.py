@@ -634,7 +634,7 @@ def test_every_field_of_a_network_reaches_it(tmp_path) -> None:
         decoder_attention="every",
         embedding_multiplier=2,
     )
-    dit = DiTConfig(patch_size=4, width=24, depth=3, heads=2, mlp_ratio=2.5, dropout=0.3)
+    dit = DiTConfig(patch_size=4, width=24, depth=3, heads=2, mlp_ratio=2.5, dropout=0.3, fused_qkv=True)
     for config, default in ((unet, UNetConfig()), (dit, DiTConfig())):
         arguments = build_backbone(config, (1, 8, 8), 3).arguments
         for field in fields(config):
