@@ -40,7 +40,7 @@ SEEDS = (0, 1, 2)
 TRIAL_SEED = 100
 POINTS = 5  # of a curve
 BEST = 3  # trials that one data set takes over from another
-MIDDLES = (0.2, 0.4, 0.821, 1.6, 3.2, 6.4)  # noise levels that second steps are tried from; 0.821 as published
+MIDDLES = (0.2, 0.4, 0.821, 1.6, 3.2, 6.4, 12.8)  # noise levels that second steps are tried from; 0.821 as published
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from genflow.config import (
     UnweightedConfig,
 )
 from genflow.denoiser import Denoiser
+from genflow.evaluation.wording import plural
 from genflow.objectives.base import Objective
 
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
@@ -49,7 +50,7 @@ class Trial:
 
     def __str__(self) -> str:
         levels = f", {self.last} levels" if self.last else ""
-        stages = f", {self.stages} stages" if self.stages else ""
+        stages = f", {plural(self.stages, 'stage')}" if self.stages else ""
         return f"{self.rate:g}{levels}{stages}" + (f", mu {self.mu:g}" if self.mu != 0.9 else "")
 
 
@@ -160,6 +161,10 @@ CT_TRIALS = tuple(
 ECT_TRIALS = tuple(
     Trial(rate=rate, last=0, stages=stages) for rate, stages in itertools.product((5e-4, 1e-3, 2e-3), (1, 8))
 )
+AGAIN = tuple(
+    Trial(rate=rate, last=0, stages=stages)
+    for rate, stages in ((2e-3, 4), (3e-3, 4), (4e-3, 4), (3e-3, 8), (4e-3, 8), (8e-3, 8))
+)
 CD_TRIALS = (*(Trial(rate=rate, last=18) for rate in RATES), Trial(rate=1e-3, last=40), Trial(rate=2e-3, last=40))
 ARMS = {
     "CT": Arm(what="CT: squared L2", change=ct(SquaredL2Config()), trials=CT_TRIALS),
@@ -183,6 +188,13 @@ ARMS = {
         what="ECT in a tenth of the budget, the rest on its EDM",
         change=ect,
         trials=ECT_TRIALS,
+        share=0.1,
+        edm_share=0.9,
+    ),
+    "ECT tenth, again": Arm(
+        what="the same, with trials beyond its best one",
+        change=ect,
+        trials=AGAIN,
         share=0.1,
         edm_share=0.9,
     ),

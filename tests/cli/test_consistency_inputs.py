@@ -66,7 +66,7 @@ def refused(capsys, *arguments: object) -> str:
         ("tiny-ict", [('"VE"', '"Linear"'), ('"ConsistencyKarras"', '"Karras"')], "goes with schedule VE, not Linear"),
         ("tiny-ict", [('"VE"', '"Linear"')], "ConsistencyKarras is made for the noise levels of schedule VE"),
         ("tiny-ict", [('"ConsistencyKarras"', '"Karras"')], "nothing anchors what the model learns"),
-        ("tiny-ict", [("last = 160", "last = 11")], "curriculum stuck"),
+        ("tiny-ict", [("last = 40", "last = 11")], "curriculum stuck"),
         ("tiny-ect", [('init = "runs/tiny-edm/model"\n', "")], "name it by --init"),
         ("tiny-ict", [("[0.821]", "[0.821, 1.5]")], "sample.middle must fall, from below 80"),
     ],
@@ -92,8 +92,8 @@ def test_parts_that_cannot_work_together_are_refused(recipe: str, pairs, said: s
         (["tiny-ect"], "init runs/tiny-edm/model is not a folder"),
         (["tiny-cd", "--init", ""], "objective.descent.teacher runs/tiny-edm/model is not a folder"),
         (
-            ["tiny-ict", "--train.steps", "3"],
-            "train.steps 3 are too few for objective.levels.curriculum from 10 to 160",
+            ["tiny-ict", "--train.steps", "2"],
+            "train.steps 2 are too few for objective.levels.curriculum from 10 to 40",
         ),
     ],
 )
