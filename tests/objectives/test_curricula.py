@@ -39,6 +39,7 @@ def test_ends_that_are_no_power_of_two_apart_have_stages_by_the_whole_quotient()
     curriculum = Doubling(total=100, first=10, last=35)
     assert curriculum.stage == 38
     assert [curriculum.points(k) for k in (0, 37, 38, 75, 76, 99)] == [11, 11, 21, 21, 36, 36]
+    assert [Doubling(total=2, first=10, last=25).points(k) for k in (0, 1)] == [11, 21]  # a step for each stage
 
 
 class Crippled(Curriculum):
