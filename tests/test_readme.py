@@ -80,6 +80,15 @@ def test_what_is_quoted_of_the_table_of_reflow_was_measured() -> None:
     assert all(row in measured for row in rows)
 
 
+def test_what_is_quoted_of_the_table_of_consistency_models_was_measured() -> None:
+    result = ROOT / "tests" / "benchmarks" / "results" / "consistency-digits.md"
+    measured = result.read_text(encoding="utf-8").splitlines()
+    section = README.split("### Consistency models, part by part")[1].split("\n### ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    assert len(rows) >= 38
+    assert all(row in measured for row in rows)
+
+
 def test_the_recipes_it_shows_are_valid(tmp_path) -> None:
     blocks = re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL)
     assert blocks
