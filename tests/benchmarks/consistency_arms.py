@@ -192,7 +192,7 @@ ARMS = {
         edm_share=0.9,
     ),
     "ECT tenth, again": Arm(
-        what="the same, with trials beyond its best one",
+        what="the same, with trials of higher rates",
         change=ect,
         trials=AGAIN,
         share=0.1,
