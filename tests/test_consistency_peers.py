@@ -1,5 +1,6 @@
 """What public programs of consistency training are compared by is what they compute, and the comparison's report."""
 
+import functools
 import itertools
 import math
 import operator
@@ -249,6 +250,22 @@ def test_a_job_that_raises_is_recorded_and_the_others_are_done(consistency, tmp_
     side_by_side(records, jobs, operator.getitem, {}, 1)  # no key is found in nothing
     assert [record["purpose"] for record in records.all()] == ["first", "second"]
     assert all("unhashable" in record["failed"] for record in records.all())
+    side_by_side(records, [(jobs[1][0], False)], operator.or_, {"found": 3}, 1)  # by another command it is tried again
+    assert [record.get("found") for record in records.all()] == [None, 3]
+    assert "failed" not in records.all()[1]
+    assert records.all()[1]["process_cpu_seconds"] > 0
+    side_by_side(records, [(jobs[1][0], False)], operator.or_, {"found": 4}, 1)  # what is there is left
+    assert records.all()[1]["found"] == 3
+
+
+def test_nothing_is_recorded_when_a_process_is_killed(consistency, tmp_path) -> None:
+    from study import side_by_side  # pyright: ignore[reportMissingImports]
+
+    records = consistency.Records(tmp_path / "records.jsonl")
+    killed = functools.partial(exec, "import os; os._exit(1)")
+    with pytest.raises(SystemExit, match="run this again"):
+        side_by_side(records, [({"purpose": "first"}, False), ({"purpose": "second"}, False)], killed, {}, 1)
+    assert records.all() == []
 
 
 def test_the_table_makes_do_with_what_there_is(table) -> None:

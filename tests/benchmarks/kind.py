@@ -7,8 +7,9 @@ Networks are trained on the digits 0 to 5 by EDM and fitted to 6 to 9; what each
 is run, is in ``kind_arms.py``. New classes get as many steps as the base classes had, and are measured after 2, 4, 5,
 20 and 100 per cent of them, at a constant learning rate, so that each is what a run of that length reaches. KIND, LoRA,
 LoRA for each class, PiSSA, DoRA, LoHa, OFT and the truncation train nearly as many numbers. The learning rate of each
-arm is chosen once, from three, by shorter runs from the first seed's start that are judged by samples of other seeds
-against the training images; figures are against held-out images, which no choice has seen.
+arm is chosen once, by shorter runs from the first seed's start that are judged by samples of other seeds against the
+training images: from three, and while the best is the highest or lowest tried, from up to two beyond it. Figures are
+against held-out images, which no choice has seen. Some arms are fitted to few images of each new class, too.
 
 What is asked of KIND was written down before: pass marks are in ``kind_table.py``. Every finished run is kept in
 results/kind-DATA.jsonl with the CPU time it took, so that an interrupted evaluation goes on where it stopped; delete
@@ -25,32 +26,61 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kind_arms import ARMS, BASE, ONE_STEP, STARTS
+from kind_arms import ARMS, BASE, FEW, FEW_ARMS, ONE_STEP, STARTS
 from kind_jobs import Given, Setting, folder_of, one_step, part, pretrain, start_key, transfer
 from kind_table import table
 from study import RESULTS, Record, Records, side_by_side
 
+from genflow.config_files import find_recipe, load_config
+
 TRIAL_SEED = 100
-ONE_STEP_RATES = {"iCT": 1e-3, "2-RF++": 2e-3}  # of their recipes
+BEYOND = 2  # rates that may be tried beyond those of a setting
+ONE_STEP_RECIPES = {"iCT": "tiny-ict", "2-RF++": "tiny-reflow"}
 SETTINGS = {
-    "digits": Setting(name="digits", size=0, patch_size=2, steps=2000, seeds=(0, 1, 2, 3, 4), ranges=3),
-    "mnist5k": Setting(name="mnist5k", size=16, patch_size=4, steps=3500, seeds=(0, 1, 2), ranges=2),
+    "digits": Setting(
+        name="digits", size=0, patch_size=2, steps=2000, seeds=(0, 1, 2, 3, 4), few_seeds=(0, 1, 2), ranges=3
+    ),
+    "mnist5k": Setting(
+        name="mnist5k", size=16, patch_size=4, steps=3500, seeds=(0, 1, 2), few_seeds=(0,), ranges=2, one_step_share=100
+    ),
 }
 
 
-def best_rate(records: Records, job: str, arm: str) -> float:
-    """Return the learning rate with the least score of an arm's trials."""
+def scores(records: Records, job: str, arm: str) -> dict[float, float]:
+    """Return the score of each learning rate that was tried, infinite if it failed."""
     tried = [r for r in records.all() if (r["job"], r["purpose"], r["arm"]) == (job, "trial", arm)]
-    good = [r for r in tried if math.isfinite(r.get("score", math.nan))]
-    if not good:
-        raise SystemExit(f"every trial of {job} {arm} failed, as {records.path} says: delete its lines to try again")
-    return min(good, key=lambda r: r["score"])["rate"]
+    found = {r["rate"]: r.get("score", math.nan) for r in tried}
+    return {rate: score if math.isfinite(score) else math.inf for rate, score in sorted(found.items())}
+
+
+def best_rates(records: Records, job: str, arms: list[str]) -> dict[str, float]:
+    """Return the learning rate with the least score of each arm, without arms of which every trial failed."""
+    found = {arm: scores(records, job, arm) for arm in arms}
+    return {
+        arm: min(tried, key=tried.__getitem__)
+        for arm, tried in found.items()
+        if min(tried.values(), default=math.inf) < math.inf
+    }
+
+
+def trial(job: str, arm: str, rate: float) -> Record:
+    """Return a job that learning rates are chosen by."""
+    return {"job": job, "purpose": "trial", "arm": arm, "seed": TRIAL_SEED, "rate": rate}
 
 
 def trials(job: str, arms: list[str], setting: Setting) -> list[Record]:
-    """Return the jobs that the learning rates of arms are chosen by."""
-    keys = [{"job": job, "purpose": "trial", "arm": arm, "seed": TRIAL_SEED} for arm in arms]
-    return [key | {"rate": rate} for key in keys for rate in setting.rates]
+    """Return the jobs that the learning rates of arms are chosen by at first."""
+    return [trial(job, arm, rate) for arm in arms for rate in setting.rates]
+
+
+def trials_beyond(records: Records, job: str, arms: list[str], setting: Setting) -> list[Record]:
+    """Return the job of the next rate for each arm that did best with the highest or lowest one."""
+    jobs: list[Record] = []
+    for arm, best in best_rates(records, job, arms).items():
+        tried = list(scores(records, job, arm))
+        if 1 < len(tried) < len(setting.rates) + BEYOND and best in (tried[0], tried[-1]):
+            jobs.append(trial(job, arm, best * 2 if best == tried[-1] else best / 2))
+    return jobs
 
 
 def finals(job: str, arms: list[str], setting: Setting) -> list[Record]:
@@ -67,20 +97,29 @@ def parts(setting: Setting) -> list[Record]:
     return [key | {"classes": count} for count in range(1, len(BASE) + 1)]
 
 
-def one_steps(setting: Setting) -> list[Record]:
-    """Return the jobs about one step."""
+def fews(setting: Setting) -> list[Record]:
+    """Return the jobs about few images, without their learning rates."""
+    key = {"job": "few", "purpose": "table"}
     return [
-        {"job": "one step", "purpose": "table", "arm": arm, "seed": setting.seeds[0], "rate": rate}
-        for arm in ONE_STEP
-        for method, rate in ONE_STEP_RATES.items()
-        if arm.startswith(method)
+        key | {"arm": arm, "seed": seed, "images": images}
+        for arm in FEW_ARMS
+        for seed in setting.few_seeds
+        for images in FEW
     ]
+
+
+def one_steps(setting: Setting) -> list[Record]:
+    """Return the jobs about one step, with the learning rates of the recipes."""
+    rates = {method: load_config(find_recipe(recipe)).optim.lr for method, recipe in ONE_STEP_RECIPES.items()}
+    key = {"job": "one step", "purpose": "table", "seed": setting.seeds[0]}
+    return [key | {"arm": arm, "rate": rates[arm.split(", ")[0]]} for arm in ONE_STEP]
 
 
 def awaited(records: Records, start: Record, setting: Setting) -> bool:
     """Tell whether something that starts from this model is still to be done."""
     arms = [name for name, arm in ARMS.items() if arm.start == start["arm"]]
-    jobs = [job for job in finals("transfer", arms, setting) if job["seed"] == start["seed"]]
+    every = finals("transfer", arms, setting) + [job for job in fews(setting) if job["arm"] in arms]
+    jobs = [job for job in every if job["seed"] == start["seed"]]
     if start["seed"] == setting.seeds[0]:
         jobs += [*trials("transfer", arms, setting), *parts(setting), *one_steps(setting)]
     return any(records.find(job) is None for job in jobs)
@@ -90,7 +129,13 @@ def stages(records: Records, given: Given) -> Iterator[tuple[Any, list[tuple[Rec
     """Yield what to do, and jobs that may go side by side; each list builds on what came before."""
     setting, first = given.setting, given.setting.seeds[0]
     yield pretrain, [(key, False) for key in trials("pretrain", list(STARTS), setting)]
-    rates = {start: best_rate(records, "pretrain", start) for start in STARTS}
+    for _ in range(BEYOND):
+        yield pretrain, [(key, False) for key in trials_beyond(records, "pretrain", list(STARTS), setting)]
+    rates = best_rates(records, "pretrain", list(STARTS))
+    if lost := STARTS.keys() - rates.keys():
+        raise SystemExit(
+            f"every trial of {', '.join(lost)} failed, as {records.path} says; run this again to try again"
+        )
     starts = [key | {"rate": rates[key["arm"]]} for key in finals("pretrain", list(STARTS), setting)]
     yield (
         pretrain,  # anew where a model has gone since, as from a folder for temporary files
@@ -105,9 +150,12 @@ def stages(records: Records, given: Given) -> Iterator[tuple[Any, list[tuple[Rec
         return key | named
 
     yield transfer, [(from_start(key), False) for key in trials("transfer", list(ARMS), setting)]
-    chosen = {arm: best_rate(records, "transfer", arm) for arm in ARMS}
-    runs = [key | {"rate": chosen[key["arm"]]} for key in finals("transfer", list(ARMS), setting)]
-    yield transfer, [(from_start(key), False) for key in runs]
+    for _ in range(BEYOND):
+        beyond = trials_beyond(records, "transfer", list(ARMS), setting)
+        yield transfer, [(from_start(key), False) for key in beyond]
+    chosen = best_rates(records, "transfer", list(ARMS))
+    runs = finals("transfer", list(chosen), setting) + [key for key in fews(setting) if key["arm"] in chosen]
+    yield transfer, [(from_start(key | {"rate": chosen[key["arm"]]}), False) for key in runs]
 
     def start_of(arm: str) -> str:
         return folder_of({"job": "pretrain", "purpose": "table", "arm": arm, "rate": rates[arm], "seed": first})
@@ -125,9 +173,17 @@ def stages(records: Records, given: Given) -> Iterator[tuple[Any, list[tuple[Rec
 def quick(setting: Setting) -> Setting:
     """Return the same with next to no training, to see that everything runs."""
     return replace(
-        setting, steps=100, seeds=setting.seeds[:2], ranges=1, batch_size=8, sample_steps=2, rates=(2e-3,), pairs=64,
+        setting,
+        steps=100,
+        seeds=setting.seeds[:2],
+        few_seeds=setting.seeds[:1],
+        ranges=1,
+        batch_size=8,
+        sample_steps=2,
+        rates=(2e-3,),
+        pairs=64,
         one_step_share=10,
-    )  # fmt: skip
+    )
 
 
 def main() -> None:
@@ -140,12 +196,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="hardly train, to see that everything runs")
     options = parser.parse_args()
     setting = quick(SETTINGS[options.data]) if options.quick else SETTINGS[options.data]
-    given = Given(setting, Path(options.out) / setting.name)
-    records = Records(Path(options.results) / f"kind-{setting.name}.jsonl")
+    name = f"{setting.name}-quick" if options.quick else setting.name
+    given = Given(setting, Path(options.out) / name)
+    records = Records(Path(options.results) / f"kind-{name}.jsonl")
     for action, jobs in stages(records, given):
         side_by_side(records, jobs, action, given, options.processes)
     text = table(records.all(), setting.name, setting.size)
-    (Path(options.results) / f"kind-{setting.name}.md").write_text(text)
+    (Path(options.results) / f"kind-{name}.md").write_text(text)
     print(text)
 
 

@@ -95,6 +95,12 @@ ARMS = {
         form="merged",
         surgery=TRUNCATED,
     ),
+    "SVD, trained": Arm(
+        what="the same as SVD, the truncated model trained on the base classes before for a fifth of the steps",
+        start="dense",
+        form="truncated",
+        surgery=TRUNCATED,
+    ),
     "PiSSA": Arm(what="dense, one PiSSA", start="dense", surgery=PiSSAConfig(rank=SHARED)),
     "DoRA": Arm(what="dense, one DoRA", start="dense", surgery=DoRAConfig(rank=SHARED, alpha=SHARED)),
     "LoHa": Arm(what="dense, one LoHa", start="dense", surgery=LoHaConfig(rank=SHARED // 2, alpha=SHARED // 2)),
@@ -102,6 +108,8 @@ ARMS = {
     "(IA)³": Arm(what="dense, (IA)³", start="dense", surgery=IA3Config()),
     "BitFit": Arm(what="dense, biases", start="dense", surgery=BitFitConfig()),
 }
+FEW_ARMS = ("KIND", "LoRA per class", "LoRA", "SVD", "full")  # that are fitted to few images, too
+FEW = (5, 20)  # images of each new class
 ONE_STEP = {
     "iCT, dense": "improved consistency training of the dense network",
     "iCT, KIND": "the same of the decomposed one",

@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from kind_arms import ARMS, BASE, NOVEL, STARTS, WIDTH
+from kind_arms import ARMS, BASE, NOVEL, SHARE, STARTS, WIDTH
 from kind_measure import Judge, diversion, extraction_is_lossless
 from study import CHOSEN_BY, Record
 
 from genflow import kind
+from genflow.adapters import merged
 from genflow.build import build_trainer
 from genflow.cli.main import main as genflow
 from genflow.config import (
@@ -25,6 +27,7 @@ from genflow.config import (
     DiTConfig,
     IntactConfig,
     KarrasConfig,
+    KINDConfig,
     LPIPSHuberConfig,
     OptimConfig,
     PackagedConfig,
@@ -32,12 +35,16 @@ from genflow.config import (
     TransferConfig,
 )
 from genflow.config_files import find_recipe, load_config
+from genflow.data.decoding import Decoding
+from genflow.data.images import load_images
 from genflow.denoiser import Denoiser
 from genflow.nn.dit import DiT
 
 SHARES = (2, 4, 5, 20, 100)  # per cent of the steps on the base classes, after which new ones are measured
 JUDGED_AT = (5, 20)  # the shares that trials are judged at, so that neither the start nor the end decides alone
+FEW_SHARES = (2, 5)  # after which fits to few images are measured
 TRIAL_SHARE = {"pretrain": 30, "transfer": 20}
+TRUNCATED_SHARE = 20  # that a truncated model is trained again
 DEPTH, HEADS = 4, 4
 
 
@@ -50,12 +57,13 @@ class Setting:
     patch_size: int
     steps: int  # on the base classes, and at most on new ones
     seeds: tuple[int, ...]
+    few_seeds: tuple[int, ...]  # of fits to few images
     ranges: int  # of seeds, on the way
     batch_size: int = 64
     sample_steps: int = 9
     rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
     pairs: int = 6000
-    one_step_share: int = 100  # per cent of ``steps`` that one-step models are trained
+    one_step_share: int = 150  # per cent of ``steps`` that one-step models are trained
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ class Given:
 
 def folder_of(key: Record) -> str:
     """Name the folder of a run."""
-    name = "-".join(str(key[k]) for k in ("job", "purpose", "arm", "rate", "seed") if k in key)
+    name = "-".join(str(key[k]) for k in ("job", "purpose", "arm", "rate", "seed", "classes", "images") if k in key)
     return "".join(c if c.isalnum() or c in "-.+" else "_" for c in name)
 
 
@@ -150,13 +158,35 @@ def figures(judge: Judge, denoiser: Denoiser, ranges: int) -> Record:
     """Measure a model."""
     measured = judge.measure(denoiser, ranges=ranges)
     distances = measured.distances or (measured.figures["fd"].value,)
-    found: Record = {"distances": list(distances), "loss": judge.loss(denoiser)}
+    found: Record = {"distances": list(distances)}
     return found | {name: measured.figures[name].value for name in ("accuracy", "memorising")}
 
 
 def parameters(backbone: torch.nn.Module) -> int:
     """Return the number of stored parameters."""
     return sum(p.numel() for p in backbone.parameters())
+
+
+def deployed(denoiser: Denoiser) -> Record:
+    """Count what is stored of a model, adapters merged if they can be, and the products of one image of one class."""
+    match denoiser.backbone:
+        case kind.Decomposed() as model:
+            total = kind.info(model, denoiser.image_shape).total
+            return {"stored": total.parameters, "macs": total.macs}
+        case kind.ClassLoRA() as model:
+            return {"stored": parameters(model), "macs": macs(kind.merge_class(model, 0), denoiser.image_shape)}
+        case model:
+            plain = merged(model)
+            return {"stored": parameters(plain), "macs": macs(plain, denoiser.image_shape)}
+
+
+def macs(backbone: torch.nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Count the products of a dense network for one image, as torch's counter does."""
+    from torch.utils.flop_counter import FlopCounterMode  # which imports triton
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        backbone(torch.zeros(1, *image_shape), torch.zeros(1), None, None)
+    return counter.get_total_flops() // 2
 
 
 def pretrain(given: Given, key: Record) -> Record:
@@ -169,8 +199,8 @@ def pretrain(given: Given, key: Record) -> Record:
     if trial:
         return record | {"score": judge.measure(denoiser, ranges=1, first_seed=CHOSEN_BY).figures["fd"].value}
     started = time.process_time()
-    record |= figures(judge, denoiser, 5) | {"floor": judge.beside.floor.value}
-    record["stored"] = parameters(denoiser.backbone)
+    record |= figures(judge, denoiser, 5) | {"losses": judge.losses(denoiser)} | deployed(denoiser)
+    record |= {"floor": judge.beside.floor.value, "read_right": judge.read_right()}
     match key["arm"]:
         case "kind":
             record |= {"diversion": asdict(diversion(denoiser, judge)), "lossless": extraction_is_lossless(denoiser)}
@@ -181,7 +211,8 @@ def pretrain(given: Given, key: Record) -> Record:
             assert isinstance(model, kind.Decomposed)
             save(denoiser.around(kind.merge(model)), config.folder / "merged")
         case _:
-            pass
+            if key["seed"] == given.setting.seeds[0]:
+                save(truncated(given, key, config.folder / "model"), config.folder / "truncated")
     return record | {"measured_cpu_seconds": time.process_time() - started}
 
 
@@ -199,6 +230,17 @@ def grown(denoiser: Denoiser, seed: int, *, random: bool) -> Denoiser:
     return denoiser.around(model)
 
 
+def truncated(given: Given, key: Record, dense: Path) -> Denoiser:
+    """Return a dense model whose kernels keep as many components as there are learngenes, trained on for a while."""
+    config = base(given, key, steps_of(given, TRUNCATED_SHARE))
+    no_tailors = KINDConfig(class_to_tailor=(-1,) * len(BASE), learngenes=SHARE, rescale=False)
+    named = {"name": f"{config.name}-truncated", "init": str(dense), "surgery": no_tailors}
+    denoiser, _ = fit(replace(config, **named, optim=steady(config.optim)))  # pyright: ignore[reportArgumentType]
+    model = denoiser.backbone
+    assert isinstance(model, kind.Decomposed)
+    return denoiser.around(kind.merge(model))
+
+
 def save(denoiser: Denoiser, folder: Path) -> None:
     """Write a model for others to start from."""
     denoiser.save_pretrained(folder)
@@ -212,15 +254,16 @@ def start_key(key: Record, rates: dict[str, float], given: Given) -> Record:
 
 
 def transfer(given: Given, key: Record) -> Record:
-    """Fit a model to the new classes, and measure it on the way."""
+    """Fit a model to the new classes, or to few images of them, and measure it on the way."""
     trial = key["purpose"] == "trial"
-    arm, shares = ARMS[key["arm"]], JUDGED_AT if trial else SHARES
+    arm, shares = ARMS[key["arm"]], JUDGED_AT if trial else FEW_SHARES if "images" in key else SHARES
     config = base(given, key, steps_of(given, shares[-1]))
     start = given.out / key["start"] / arm.form
+    data = DataConfig(path=str(few(given, key))) if "images" in key else replace(config.data, keep=NOVEL)
     config = replace(
         config,
         init=str(start) if arm.start else "",
-        data=replace(config.data, keep=NOVEL),
+        data=data,
         surgery=arm.surgery,
         optim=steady(config.optim),
     )
@@ -229,14 +272,30 @@ def transfer(given: Given, key: Record) -> Record:
     def measure(denoiser: Denoiser, share: int) -> Record:
         if trial:
             return {"fd": judge.measure(denoiser, ranges=1, first_seed=CHOSEN_BY).figures["fd"].value}
-        return figures(judge, denoiser, 5 if share == 100 else given.setting.ranges)
+        found = figures(judge, denoiser, 5 if share == 100 else given.setting.ranges)
+        return found | {"losses": judge.losses(denoiser)}
 
     look = look_at(given, shares, measure)
     denoiser, record = fit(replace(config, train=replace(config.train, evaluate_every=look.every)), look)
-    record |= {"measured_cpu_seconds": look.spent, "stored": parameters(denoiser.backbone)}
+    record |= {"measured_cpu_seconds": look.spent} | deployed(denoiser)
     if trial:
         return record | {"score": math.exp(sum(math.log(f["fd"]) for f in look.found.values()) / len(look.found))}
-    return record | {"found": look.found, "floor": judge.beside.floor.value}
+    return record | {"found": look.found, "floor": judge.beside.floor.value, "read_right": judge.read_right()}
+
+
+def few(given: Given, key: Record) -> Path:
+    """Write a file of so many training images of each new class, which the seed chooses, and return its path.
+
+    Classes are numbered from 0 in it, as a run that keeps these digits alone numbers them.
+    """
+    data = load_images(given.setting.name, decoding=Decoding(size=given.setting.size or None))
+    assert data.labels is not None
+    drawn = np.random.default_rng(key["seed"])
+    each = [drawn.choice(np.flatnonzero(data.labels == digit), key["images"], replace=False) for digit in NOVEL]
+    chosen, path = np.concatenate(each), given.out / f"{folder_of(key)}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, images=np.asarray(data.images)[chosen], labels=data.labels[chosen] - NOVEL[0])
+    return path
 
 
 def steady(optim: OptimConfig) -> OptimConfig:

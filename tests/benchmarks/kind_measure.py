@@ -87,10 +87,16 @@ class Judge:
         names = self.data.class_names
         return measure(drawn, self.reference, self.network, Wanted(), beside=self.beside, classes=names)
 
-    def loss(self, denoiser: Denoiser) -> float:
-        """Return EDM's loss on the images, over even ranks of its noise levels and with noise that is always the same.
+    def read_right(self) -> float:
+        """Return the share of the images themselves that the network reads as what they are."""
+        assert self.data.labels is not None
+        return float((self.read(torch.from_numpy(np.array(self.data.images))).numpy() == self.data.labels).mean())
 
-        ``E |raw - target|²`` a pixel, ln σ from N(-1.2, 1.2²).
+    def losses(self, denoiser: Denoiser) -> list[float]:
+        """Return EDM's loss on the images in each third of its noise levels, from low to high.
+
+        ``E |raw - target|²`` a pixel, ln σ from N(-1.2, 1.2²), of which even ranks are taken, in an order and with
+        noise that are always the same.
         """
         x = to_unit(torch.from_numpy(np.array(self.data.images)))
         assert self.data.labels is not None
@@ -106,7 +112,8 @@ class Judge:
                 raw = denoiser(x[part] + level * noise[part], t[part], y[part])
                 target = denoiser.parameterization.target(denoiser.schedule, x[part], noise[part], t[part])
                 found.append((raw - target).square().flatten(1).mean(dim=1))
-        return float(torch.cat(found).mean())
+        by_level = torch.cat(found)[ranks.argsort()]
+        return [float(third.mean()) for third in by_level.tensor_split(3)]
 
     def read(self, images: Tensor) -> Tensor:
         """Return the digits (N,) that the network reads in images (N, C, H, W) uint8."""

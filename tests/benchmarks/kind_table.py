@@ -6,11 +6,12 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
-from kind_arms import ARMS, BASE, NOVEL, ONE_STEP, STARTS
+from kind_arms import ARMS, BASE, FEW, FEW_ARMS, NOVEL, ONE_STEP, STARTS
 from scipy import stats
 from study import Record
 
 SHARES = ("2", "4", "5", "20", "100")
+FEW_SHARES = ("2", "5")
 FOLLOWS = 0.9  # share of samples that show the gate's class
 BESIDE_DENSE = 1.5  # distance of KIND over that of the dense network, on the base classes
 EARLY = "4"  # per cent of the steps after which KIND is to be ahead
@@ -21,7 +22,8 @@ def table(records: Sequence[Record], name: str, size: int) -> str:
     """Return the report of all that is finished, as Markdown."""
     title = f"{name} at {size}x{size}" if size else name
     parts = [f"# KIND on {title}\n"]
-    parts += [f(records) for f in (_marks, _base, _arms, _intervals, _diversion, _parts, _one_step, _trials, _cost)]
+    shown = (_marks, _base, _arms, _intervals, _few, _diversion, _parts, _one_step, _trials, _failed, _left_out, _cost)
+    parts += [f(records) for f in shown]
     return "\n".join(part for part in parts if part)
 
 
@@ -42,10 +44,21 @@ def paired(one: dict[int, float], other: dict[int, float]) -> list[float]:
     return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
 
 
-def ratio(one: dict[int, float], other: dict[int, float]) -> float:
-    """Return the geometric mean of the ratios, one over other, of the seeds that both have; NaN if there are none."""
-    shared = one.keys() & other.keys()
-    return math.exp(statistics.fmean(math.log(one[s] / other[s]) for s in shared)) if shared else math.nan
+def ratio(one: dict[int, float], other: dict[int, float]) -> tuple[float, str]:
+    """Return the geometric mean of the ratios, one over other, of the seeds that both have, and how it is written.
+
+    With the interval of the mean of their logarithms, and the number of seeds; NaN if there are none.
+    """
+    logs = paired({s: math.log(v) for s, v in one.items()}, {s: math.log(v) for s, v in other.items()})
+    if not logs:
+        return math.nan, ""
+    mean, low, high = (math.exp(v) if v < math.inf else v for v in interval(logs))
+    ends = "" if len(logs) == 1 else f" [{low:.2f}, {high:.2f}]"
+    return mean, f"{mean:.2f} x{ends}, {_seeds(len(logs))}"
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' * (count != 1)}"
 
 
 def _rows(said: str, head: str, rows: Sequence[str]) -> str:
@@ -77,15 +90,15 @@ def _starts(records: Sequence[Record], arm: str) -> dict[int, float]:
 def _marks(records: Sequence[Record]) -> str:
     kinds = _finals(records, "pretrain", "kind")
     follows = _mean([r["diversion"]["follows_gate"] for r in kinds])
-    beside = ratio(_starts(records, "kind"), _starts(records, "dense"))
+    beside, shown = ratio(_starts(records, "kind"), _starts(records, "dense"))
     said = f"samples under another's gate show the gate's class, over {FOLLOWS:.0%}"
-    rows = [_mark(said, follows, f"{follows:.1%}", FOLLOWS.__lt__)]
+    rows = [_mark(said, follows, f"{follows:.1%}, {_seeds(len(kinds))}", FOLLOWS.__lt__)]
     said = f"distance on the base classes at most {BESIDE_DENSE} x the dense network's"
-    rows.append(_mark(said, beside, f"{beside:.2f} x", BESIDE_DENSE.__ge__))
+    rows.append(_mark(said, beside, shown, BESIDE_DENSE.__ge__))
     for arm, most in AHEAD.items():
-        found = ratio(_distances(records, "KIND", EARLY), _distances(records, arm, EARLY))
+        found, shown = ratio(_distances(records, "KIND", EARLY), _distances(records, arm, EARLY))
         said = f"distance on new classes after {EARLY} % of the steps under {most} x that of {arm}"
-        rows.append(_mark(said, found, f"{found:.2f} x", most.__gt__))
+        rows.append(_mark(said, found, shown, most.__gt__))
     tried = [r for r in records if "lossless" in r]
     whole = _mean([float(r["lossless"]) for r in tried])
     said = "models extracted for every set of classes draw what the whole one draws, bit by bit"
@@ -93,7 +106,10 @@ def _marks(records: Sequence[Record]) -> str:
     for arm in (arm for arm in ONE_STEP if arm.endswith("KIND")):
         share = _mean([r["diversion"]["follows_gate"] for r in _finals(records, "one step", arm)])
         rows.append(_mark(f"{arm}, one step: the same share over {FOLLOWS:.0%}", share, f"{share:.1%}", FOLLOWS.__lt__))
-    return _rows("What was asked, in numbers that were set before:", "| mark | found | |", rows)
+    said = (
+        "What was asked, in numbers that were set before; ratios with 95 % intervals over seeds, which decide nothing:"
+    )
+    return _rows(said, "| mark | found | |", rows)
 
 
 def _mark(what: str, value: float, found: str, passed: Callable[[float], bool]) -> str:
@@ -103,8 +119,17 @@ def _mark(what: str, value: float, found: str, passed: Callable[[float], bool]) 
     return f"| {what} | {found} | {'pass' if passed(value) else '**fail**'} |"
 
 
-def _floor(runs: Sequence[Record]) -> str:
-    return f"{runs[0]['floor']:.3f}" if runs else ""
+def _real(runs: Sequence[Record]) -> str:
+    """Say what real images score, and as what they are read."""
+    if not runs:
+        return ""
+    floor, read = runs[0]["floor"], runs[0]["read_right"]
+    return f"real training images score {floor:.3f}, and {read:.1%} of the held-out ones are read as what they are"
+
+
+def _losses(runs: Sequence[Sequence[float]]) -> str:
+    """Write the mean over runs of the loss in each third of noise levels."""
+    return " / ".join(f"{_mean(third):.3f}" for third in zip(*runs, strict=True))
 
 
 def _base(records: Sequence[Record]) -> str:
@@ -113,19 +138,24 @@ def _base(records: Sequence[Record]) -> str:
         runs = _finals(records, "pretrain", start)
         every += runs
         if runs:
-            mean = {k: _mean([r[k] for r in runs]) for k in ("accuracy", "memorising", "loss")}
+            mean = {k: _mean([r[k] for r in runs]) for k in ("accuracy", "memorising")}
             rows.append(
-                f"| {start} | {STARTS[start].what} | {runs[0]['stored']:,} | {_list(_starts(records, start).values())}"
-                f" | {mean['accuracy']:.1%} | {mean['memorising']:.2f} | {mean['loss']:.4f}"
+                f"| {start} | {STARTS[start].what} | {_size(runs[0])} | {_list(_starts(records, start).values())}"
+                f" | {mean['accuracy']:.1%} | {mean['memorising']:.2f} | {_losses([r['losses'] for r in runs])}"
                 f" | {_step(runs)} |"
             )
     said = (
-        f"Before: Fréchet distance to the held-out digits {_digits(BASE)} by seed; real training images score"
-        f" {_floor(every)}. Memorising: distance to the nearest training image over that of held-out ones. Loss: on"
-        " held-out images."
+        f"Before: Fréchet distance to the held-out digits {_digits(BASE)} by seed; {_real(every)}. Products: of one"
+        " image and class, in millions, not merged (merged, all have the dense network's). Memorising: distance to the"
+        " nearest training image over that of held-out ones. Loss: on held-out images, in thirds from low to high"
+        " noise. Seconds of CPU time. Training is equal in steps and images, not in parameters or products."
     )
-    head = "| model | what | parameters | distance | asked class | memorising | loss | s a step |"
+    head = "| model | what | parameters | products | distance | asked class | memorising | loss | s a step |"
     return _rows(said, head, rows)
+
+
+def _size(run: Record) -> str:
+    return f"{run['stored']:,} | {run['macs'] / 1e6:.2f}"
 
 
 def _digits(digits: Sequence[int]) -> str:
@@ -148,26 +178,29 @@ def _arms(records: Sequence[Record]) -> str:
         if runs:
             fd = [_mean(list(_distances(records, arm, share).values())) for share in SHARES]
             read = [_mean(list(_accuracies(records, arm, share).values())) for share in SHARES]
-            last = {k: _mean([r["found"]["100"][k] for r in runs]) for k in ("memorising", "loss")}
+            last = [r["found"]["100"] for r in runs]
             rows.append(
-                f"| {arm} | {how.what} | {len(runs)} | {runs[0]['trained']:,} | {' | '.join(f'{v:.2f}' for v in fd)} |"
-                f" {' | '.join(f'{v:.0%}' for v in read)} | {last['memorising']:.2f} | {last['loss']:.4f}"
+                f"| {arm} | {how.what} | {len(runs)} | {runs[0]['trained']:,} | {_size(runs[0])} |"
+                f" {' | '.join(f'{v:.2f}' for v in fd)} | {' | '.join(f'{v:.0%}' for v in read)} |"
+                f" {_mean([r['memorising'] for r in last]):.2f} | {_losses([r['losses'] for r in last])}"
                 f" | {_step(runs)} |"
             )
     said = (
         f"New classes: Fréchet distance to the held-out digits {_digits(NOVEL)}, and share that shows the class asked"
-        f" for, after so many per cent of the steps, means over seeds; real training images score {_floor(every)}."
+        f" for, after so many per cent of the steps, means over seeds; {_real(every)}. Parameters: stored, adapters"
+        " merged but those of classes. In training a tenth of the images have no class: adapters that all classes share"
+        " learn from these too."
     )
     shares = " | ".join(f"{share} %" for share in SHARES)
     classes = shares.replace(" %", " %, class")
-    head = f"| arm | what | seeds | trained | {shares} | {classes} | memorising | loss | s a step |"
+    head = f"| arm | what | seeds | trained | parameters | products | {shares} | {classes} | memorising | loss | s |"
     return _rows(said, head, rows)
 
 
 def _intervals(records: Sequence[Record]) -> str:
     rows = []
-    for arm, how in ARMS.items():
-        if arm == "KIND" or not how.every_seed:
+    for arm in ARMS:
+        if arm == "KIND":
             continue
         cells = [
             _cell(paired(of(records, arm, share), of(records, "KIND", share)), form)
@@ -178,7 +211,8 @@ def _intervals(records: Sequence[Record]) -> str:
             rows.append(f"| {arm} | {' | '.join(cells)} |")
     said = (
         "Arm minus KIND, paired by seed, with 95 % intervals of Student's t over seeds; of distances more is better for"
-        " KIND, of classes less. Bold: the interval excludes 0."
+        " KIND, of classes less. Bold: the interval excludes 0, as one in twenty does by chance; without one there is a"
+        " single seed."
     )
     shares = " | ".join(f"{share} %" for share in SHARES)
     return _rows(said, f"| arm | {shares} | {shares.replace(' %', ' %, class')} |", rows)
@@ -192,6 +226,31 @@ def _cell(differences: Sequence[float], form: str) -> str:
         return form.format(mean)
     shown = f"{form.format(mean)} [{form.format(low)}, {form.format(high)}]"
     return f"**{shown}**" if low > 0 or high < 0 else shown
+
+
+def _few(records: Sequence[Record]) -> str:
+    rows = []
+    for images in FEW:
+        runs = {arm: [r for r in _finals(records, "few", arm) if r["images"] == images] for arm in FEW_ARMS}
+        for arm, found in runs.items():
+            if not found:
+                continue
+            cells = []
+            for share in FEW_SHARES:
+                fd, kinds = (
+                    {r["seed"]: _mean(r["found"][share]["distances"]) for r in of} for of in (found, runs["KIND"])
+                )
+                beside = "" if arm == "KIND" else _cell(paired(fd, kinds), "{:+.2f}")
+                cells.append(f"{_list(fd.values())} | {beside}")
+            last = [r["found"][FEW_SHARES[-1]] for r in found]
+            read, near = (_mean([r[k] for r in last]) for k in ("accuracy", "memorising"))
+            rows.append(f"| {images} | {arm} | {' | '.join(cells)} | {read:.0%} | {near:.2f} |")
+    said = (
+        "Few images of each new class: distance by seed after so many per cent of the steps, and how much more than"
+        " KIND's, as above; asked class and memorising after the last of these."
+    )
+    shares = " | ".join(f"{share} % | more" for share in FEW_SHARES)
+    return _rows(said, f"| images | arm | {shares} | asked class | memorising |", rows)
 
 
 def _diversion(records: Sequence[Record]) -> str:
@@ -239,7 +298,7 @@ def _one_step(records: Sequence[Record]) -> str:
             turned = r.get("diversion")
             shown = f"{turned['follows_gate']:.1%} | {turned['learngenes']:.1%}" if turned else " | "
             rows.append(f"| {arm} | {ONE_STEP[arm]} | {_mean(r['distances']):.2f} | {r['accuracy']:.1%} | {shown} |")
-    said = f"One step, on the base classes (first seed); real training images score {_floor(every)}."
+    said = f"One step, on the base classes (first seed); {_real(every)}."
     return _rows(said, "| model | what | distance | asked class | gate's class | learngenes alone |", rows)
 
 
@@ -252,7 +311,10 @@ def _trials(records: Sequence[Record]) -> str:
                 least = min(r.get("score", math.inf) for r in tried)
                 shown = [_trial(r, least) for r in sorted(tried, key=lambda r: r["rate"])]
                 rows.append(f"| {arm} | {'; '.join(shown)} |")
-    said = "Trials, shorter runs judged by samples of other seeds against the training images; the least is taken:"
+    said = (
+        "Trials, shorter runs judged by samples of other seeds against the training images, so that those which"
+        " memorise do well, in all arms; the least is taken:"
+    )
     return _rows(said, "| arm | score by learning rate |", rows)
 
 
@@ -263,6 +325,19 @@ def _trial(record: Record, least: float) -> str:
     return f"{record['rate']:g}: **{score:.2f}**" if score == least else f"{record['rate']:g}: {score:.2f}"
 
 
+def _failed(records: Sequence[Record]) -> str:
+    failed = [r for r in records if "failed" in r and r["purpose"] == "table"]
+    rows = [f"| {r['job']}, {r['arm']} | {r['seed']} | {r['failed'].replace('|', '/')} |" for r in failed]
+    return _rows("Runs that failed, and are missing above:", "| run | seed | what it said |", rows)
+
+
+def _left_out(_: Sequence[Record]) -> str:
+    return (
+        "Not run: the classes the other way round, a shift larger than other digits, PiSSA for each class, SVDiff,"
+        " TLEG, KID, and how much of the class can be read from activations without tailors.\n"
+    )
+
+
 def _cost(records: Sequence[Record]) -> str:
-    seconds = sum(r.get(key, 0.0) for r in records for key in ("cpu_seconds", "measured_cpu_seconds"))
+    seconds = sum(r.get("process_cpu_seconds", 0.0) for r in records)
     return f"All of it took {seconds / 3600:.1f} CPU-hours.\n"

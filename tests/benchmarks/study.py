@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,6 +22,7 @@ from genflow.data.images import load_images
 from genflow.evaluation.embedded import Embedded
 from genflow.evaluation.measurement import Wanted, gather
 from genflow.evaluation.sources import FoundImages
+from genflow.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 CHOSEN_BY = 2**32  # first seed of the samples that trials are judged by
@@ -59,6 +62,13 @@ class Records:
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
+    def forget_failures(self, keys: Iterable[Record]) -> None:
+        """Drop what failed of these jobs."""
+        keys, every = list(keys), self.all()
+        kept = [r for r in every if "failed" not in r or not any(key.items() <= r.items() for key in keys)]
+        if len(kept) < len(every):
+            write_text(self.path, "".join(json.dumps(r) + "\n" for r in kept))
+
 
 def quietly(action: Callable[..., Record], *given: Any) -> Record:
     """Do a job in a process of its own, with one thread and nothing said."""
@@ -67,19 +77,29 @@ def quietly(action: Callable[..., Record], *given: Any) -> Record:
         return action(*given)
 
 
+def counted(action: Callable[..., Record], *given: Any) -> Record:
+    """Do a job in a process of its own, and add all CPU time that this process took."""
+    return quietly(action, *given) | {"process_cpu_seconds": time.process_time()}
+
+
 def side_by_side(
     records: Records, jobs: Iterable[tuple[Record, bool]], action: Callable[..., Record], given: Any, processes: int
 ) -> None:
     """Do jobs, so many at a time, and keep each record at once; ``action(given, key)`` returns what to add to its key.
 
     A job comes with whether it is to be done even though there is a record, as when its model has gone since. One that
-    raises is recorded as ``failed``, with what it said, and counts as done.
+    raises is recorded as ``failed``, with what it said, counts as done, and is tried again by the next command. If a
+    process is killed nothing is recorded of it and of those that wait.
     """
-    left = [key for key, again in jobs if again or records.find(key) is None]
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        running = {pool.submit(quietly, action, given, key): key for key in left}
+    left = [key for key, again in jobs if again or "failed" in (records.find(key) or {"failed": ""})]
+    records.forget_failures(left)
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), max_tasks_per_child=1)
+    try:
+        running = {pool.submit(counted, action, given, key): key for key in left}
         for finished in as_completed(running):
             key, error = running[finished], finished.exception()
+            if isinstance(error, BrokenProcessPool):
+                raise SystemExit("a process was killed, as for lack of memory: run this again to go on") from error
             if error is not None:  # one run that diverges must not cost the others
                 traceback.print_exception(error)
             failed = {"failed": " ".join(str(error).split())[:300] or type(error).__name__}
@@ -87,3 +107,5 @@ def side_by_side(
             if records.find(key) is None:
                 records.add(record)
                 print({k: v for k, v in record.items() if k != "curve"}, flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
