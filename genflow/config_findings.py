@@ -42,7 +42,9 @@ from genflow.config import (
 from genflow.config_consistency import never_doubles
 
 LEAST_BATCH = 128  # of a consistency model's training, below which none is known to have worked
+LEAST_MEAN = -4.0  # of the law of ln sigma; at e^-4 the noise is below what 8 bits are rounded by, nearly
 LARGEST_C = 0.002  # of the pseudo-Huber metric, before sqrt(D); iCT's is 0.00054
+MOST_RESOLUTIONS = 5  # of a UNet
 LEAST_FOURIER_SCALE = 0.01  # 2 pi of it, times the 2.65 that the times of all levels span, is 0.17 radians
 LARGEST_FOURIER_SCALE = 1.0  # iCT has 0.02; 16, EDM's and CT's, turns 25 radians per unit of ln sigma
 
@@ -203,6 +205,11 @@ def _of_levels(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
             f"sign of the mean: noise levels are log-normal about e^{law.mean:g}, far above what matters most for"
             " images; iCT's and ECT's mean is -1.1"
         )
+    if isinstance(law, LogNormalIntervalConfig | EasyLevelsConfig) and law.mean < LEAST_MEAN:
+        yield (
+            f"mean of the law: noise levels are log-normal about e^{law.mean:g}, where hardly any noise is seen; iCT's"
+            " and ECT's mean is -1.1"
+        )
     if isinstance(law, LogNormalIntervalConfig | EasyLevelsConfig) and not 0.5 <= law.std <= 4:
         yield (
             f"deviation of the law: ln sigma spreads by {law.std:g}, so that"
@@ -248,6 +255,16 @@ def _of_loss(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
 
 
 def _of_network(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
+    match config.backbone:
+        case UNetConfig(multipliers=multipliers) if len(multipliers) > MOST_RESOLUTIONS:
+            yield (
+                f"wrong network: {len(multipliers)} resolutions, as in diffusers' default UNet, leave a pixel or two of"
+                " small images; published networks have 3 at 32x32 and 4 at 64x64"
+            )
+        case UNetConfig(attention=()) if _improved(objective):
+            yield "wrong network: no attention; published networks attend at 16x16, or at 32, 16 and 8"
+        case _:
+            pass
     if not config.backbone.dropout and config.train.steps > 10_000 and _improved(objective):
         yield "no dropout: iCT has 0.3 on CIFAR-10, 0.2 on ImageNet-64"
     match objective.levels, config.backbone:
@@ -282,7 +299,10 @@ def _of_training(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
             " rounded by; train in float32 (the grid itself is float64 in any case)"
         )
     if train.batch_size < LEAST_BATCH:
-        yield f"batch of {train.batch_size}: published runs have 1024 and more, and small batches are known to stall"
+        yield (
+            f"batch of {train.batch_size}: published runs have 128 (ECT), 512 (CT, CD) and 1024 (iCT) and more, and"
+            " small batches are known to stall"
+        )
     unusual = []
     if optim.rule != "radam":
         unusual.append(f"rule = {optim.rule}")

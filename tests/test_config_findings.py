@@ -128,6 +128,11 @@ MISTAKES = {
     "sign of the mean: noise levels are log-normal about e.0.8,": with_objective(
         ECT, levels=EasyLevelsConfig(mean=0.8)
     ),
+    "mean of the law: noise levels are log-normal about e.-50,": with_law(-50),
+    "mean of the law: noise levels are log-normal about e.-8,": with_objective(ECT, levels=EasyLevelsConfig(mean=-8)),
+    "wrong network: 6 resolutions": replace(ICT, backbone=replace(ICT.backbone, multipliers=(1, 1, 2, 2, 4, 4))),
+    "wrong network: 6 resolutions,": replace(CT, backbone=replace(CT.backbone, multipliers=(1, 1, 2, 2, 4, 4))),
+    "wrong network: no attention": replace(ICT, backbone=replace(ICT.backbone, attention=())),
     "c of the wrong dimension: ": with_objective(metric=PseudoHuberConfig()),
     "c of the wrong dimension:": with_objective(metric=PseudoHuberConfig(c_power=0.5, divisor_power=1.0)),
     "c counted twice: objective.metric.c = 0.03": with_objective(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,26 @@ def caution_of_straight(model: str, sampler: str, steps: int) -> None:
 
 
 def caution_of_solver(model: str, denoiser: Denoiser, sampler: str, steps: int) -> None:
-    """Say so where a consistency model is drawn as if it were a flow; in one step Euler's is its own rule."""
+    """Say so where a consistency model is drawn as a flow, or a flow as one; in one step Euler's rule is both's."""
+    if not is_consistency(denoiser) and sampler == "multistep" and steps > 1:
+        caution(
+            f"the sampler multistep is that of consistency models, and {model} is none: the clean images it estimates"
+            " are means, and stay blurred; euler and heun follow its flow"
+        )
     if is_consistency(denoiser) and sampler != "multistep" and (sampler, steps) != ("euler", 1):
         caution(
             f"the sampler {sampler} follows a flow, and {model} is a consistency model, which has none: what comes of"
             " it means nothing; its sampler is multistep"
+        )
+
+
+def caution_of_times(model: str, denoiser: Denoiser, times: Sequence[float]) -> None:
+    """Say so where a call of a consistency model begins at its lowest level, where it gives back what it is given."""
+    low = denoiser.schedule.t_min
+    if is_consistency(denoiser) and times[-2] <= low:
+        caution(
+            f"at times of {low:g} and below {model} gives the image back as it is: the call at {times[-2]:g} does"
+            " nothing"
         )
 
 

@@ -58,7 +58,7 @@ def sample(arguments: Sequence[str], *, prog: str = "genflow sample") -> None:
     """Write one PNG per seed; the same command again makes only what is missing."""
     options = parse_arguments(SampleArguments, arguments, prog=prog, about=ABOUT)
     _check_options(options)
-    from genflow.cli.cautions import caution_of_solver, caution_of_straight
+    from genflow.cli.cautions import caution_of_solver, caution_of_straight, caution_of_times
     from genflow.cli.models import join_processes, load_model, picture_shape
     from genflow.denoiser import weights_hash
     from genflow.sampling.generate import choose_times, generate, list_labels, network_calls
@@ -92,6 +92,7 @@ def sample(arguments: Sequence[str], *, prog: str = "genflow sample") -> None:
     if team.rank == 0:
         caution_of_straight(options.model, sampler, steps)
         caution_of_solver(options.model, denoiser, sampler, steps)
+        caution_of_times(options.model, denoiser, times)
 
     def draw(wanted: list[int]) -> torch.Tensor:
         return generate(

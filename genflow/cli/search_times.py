@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 FIRST_SEED = 2**32  # figures are of seeds from 0
 MOST = 10_000  # samples of a trial, unless more are asked for
+MOST_STEPS = 50  # beyond which a search, of ten trials and more a step, would not end
 ABOUT = (
     "Search the noise levels at which a model of few steps, on schedule VE, begins those after its first, by the"
     " Fréchet distance to a reference: one level at a time, of which nine are scanned and golden sections close in on"
@@ -68,7 +69,7 @@ class SearchArguments:
     num: int = 0
     """Samples of a trial; 0 is as many as the reference has images, at most 10,000."""
     first_seed: int = FIRST_SEED
-    """The seed of the first sample."""
+    """The seed of the first sample, from 2^32 on: those below are for figures."""
     guidance: float = 1.0
     """Scale of classifier-free guidance; 1 is none."""
     data: ReadingArguments = field(default_factory=ReadingArguments)
@@ -166,14 +167,20 @@ def _moments(reference: ReferenceSide, network: FeatureNetwork) -> FeatureStats:
 
 def _check(options: SearchArguments) -> None:
     """Refuse values that cannot be."""
-    if options.steps < 2:
-        raise ValueError(f"--steps must be at least 2, got {options.steps}: one step begins at the highest level")
+    if not 2 <= options.steps <= MOST_STEPS:
+        raise ValueError(
+            f"--steps must be from 2 to {MOST_STEPS}, got {options.steps}: one step begins at the highest level, and"
+            " each further one takes ten trials and more"
+        )
     if not options.tolerance > 0:
         raise ValueError(f"--tolerance must be positive, got {options.tolerance}")
     if options.num < 0 or options.num == 1:
         raise ValueError(f"--num must be at least 2, or 0 for as many as the reference has, got {options.num}")
-    if not 0 <= options.first_seed < 2**63:
-        raise ValueError(f"--first-seed must be in [0, 2^63), got {options.first_seed}")
+    if not FIRST_SEED <= options.first_seed < 2**63:
+        raise ValueError(
+            f"--first-seed must be in [2^32, 2^63), got {options.first_seed}: figures are of seeds from 0, and times"
+            " must not be chosen by the samples that they are"
+        )
 
 
 def _noise_levels(model: str, denoiser: Denoiser) -> VE:

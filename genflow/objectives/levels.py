@@ -66,7 +66,7 @@ class LogNormalInterval(IntervalLaw):
     ``z_i = (ln sigma_i - mean) / (sqrt(2) std)``; the mean is negative: iCT's -1.1 has its mode at 0.19 of the last
     grid. Source: "Improved Techniques for Training Consistency Models", arXiv 2310.14189, section 3.5.
 
-    Raises ``ValueError`` for a deviation that is not above 0.
+    Raises ``ValueError`` for a deviation that is not above 0, and where the law leaves nothing between the grid's ends.
     """
 
     mean: float = -1.1
@@ -78,6 +78,11 @@ class LogNormalInterval(IntervalLaw):
 
     def probabilities(self, grid: Tensor) -> Tensor:
         weights = torch.erf((grid.log() - self.mean) / (math.sqrt(2) * self.std)).diff()
+        if not weights.sum() > 0:
+            raise ValueError(
+                f"a log-normal law of mean {self.mean:g} and deviation {self.std:g} leaves nothing between the noise"
+                f" levels {float(grid[0]):g} and {float(grid[-1]):g}: iCT's are -1.1 and 2"
+            )
         return weights / weights.sum()
 
 
@@ -134,11 +139,12 @@ class GridLevels(Levels):
         return grid[i + 1], grid[i]
 
     def check(self, denoiser: Denoiser) -> None:
-        """Refuse other schedules than ``VE``, levels above its last, and models that change the image at the lowest.
+        """Refuse other schedules than ``VE``, levels above its last, laws of none, and models that change the lowest.
 
         There ``f(x, low) = x`` must hold, ``c_skip = 1, c_out = 0``, or nothing anchors what is learnt.
         """
         _check_ve(denoiser, self.high)
+        self.table(0, torch.device("cpu"))
         low = torch.tensor(self.low, dtype=torch.float64)
         at = denoiser.parameterization.coefficients(denoiser.schedule, low)
         if not math.isclose(at.c_skip, 1.0, abs_tol=1e-9) or not math.isclose(at.c_out, 0.0, abs_tol=1e-9):

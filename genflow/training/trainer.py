@@ -168,9 +168,11 @@ class Trainer:
 
     def _look(self, done: int, best: float | None) -> float | None:
         """Draw and measure what is due, and return the best distance so far."""
-        if self._due(done, self.config.train.preview_every):
-            self._draw(done)
-        if self._due(done, self.config.train.evaluate_every):
+        draw = self._due(done, self.config.train.preview_every)
+        judge = self._due(done, self.config.train.evaluate_every)
+        if draw or judge:
+            self._show(done, draw=draw)
+        if judge:
             best = self._judge(done, best)
         return best
 
@@ -311,14 +313,14 @@ class Trainer:
         self._saved = done
         self.accelerator.wait_for_everyone()
 
-    def _draw(self, done: int) -> None:
-        """Write a picture of the averaged model, and what its probe finds."""
-        if self.preview is None and self.probe is None:
+    def _show(self, done: int, *, draw: bool) -> None:
+        """Write what the averaged model's probe finds, and a picture if one is due."""
+        if (self.preview is None or not draw) and self.probe is None:
             return
         self.ema.gather()
         if not self.accelerator.is_main_process:
             return
-        if self.preview is not None:
+        if self.preview is not None and draw:
             write_image(self.folder / "previews" / f"step-{done:08d}.png", self.preview(self.ema.denoiser))
         if self.probe is not None:
             found = self.probe(self.ema.denoiser)

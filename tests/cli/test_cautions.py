@@ -10,7 +10,14 @@ from small import Scale, make_config
 from teachers import make_teacher
 
 from genflow.build import export
-from genflow.cli.cautions import caution_of_data, caution_of_solver, caution_of_straight, classes_of, is_of_pairs
+from genflow.cli.cautions import (
+    caution_of_data,
+    caution_of_solver,
+    caution_of_straight,
+    caution_of_times,
+    classes_of,
+    is_of_pairs,
+)
 from genflow.cli.main import main
 from genflow.config import Config, DataConfig, RegressionConfig, UniformConfig, UShapedConfig
 from genflow.config_files import to_toml
@@ -189,8 +196,21 @@ def test_solvers_of_flows_are_warned_of_on_consistency_models(tmp_path, capsys) 
                 f"genflow: warning: the sampler {sampler} follows a flow, and {name} is a consistency"
             )
             assert said.count("\n") == 1
-    caution_of_solver("edm", Denoiser(Scale(), VE(), Karras(), image_shape=(1, 8, 8)), "heun", 18)
+    edm = Denoiser(Scale(), VE(), Karras(), image_shape=(1, 8, 8))
+    caution_of_solver("edm", edm, "heun", 18)
+    caution_of_solver("edm", edm, "multistep", 1)
     assert capsys.readouterr().err == ""
+    caution_of_solver("edm", edm, "multistep", 2)
+    assert "the sampler multistep is that of consistency models, and edm is none" in capsys.readouterr().err
+
+
+def test_calls_that_do_nothing_are_told(capsys) -> None:
+    denoiser = Denoiser(Scale(), VE(), ConsistencyKarras(), image_shape=(1, 8, 8), sampler="multistep", steps=1)
+    for times in ([80.0, 0.0], [80.0, 0.003, 0.0]):
+        caution_of_times("ct", denoiser, times)
+    assert capsys.readouterr().err == ""
+    caution_of_times("ct", denoiser, [80.0, 0.8, 0.001, 0.0])
+    assert "the call at 0.001 does nothing" in capsys.readouterr().err
 
 
 def test_both_commands_that_draw_say_so(tmp_path, monkeypatch, capsys) -> None:

@@ -150,10 +150,12 @@ def trained_by_images(method: str, points: int, std: float, out: Path, *, steps:
     [
         ("even-ict", 5, 0.08, 1000),
         ("ict", 11, 0.25, 1200),
+        ("ict", 5, 0.5, 1000),
         ("even-ict", 11, 0.08, 1500),
         ("even-ict", 21, 0.25, 2000),
         ("l2-ict", 11, 0.5, 1200),
         ("ct", 11, 0.25, 1500),
+        ("ct", 5, 0.5, 1000),
     ],
 )
 def test_training_converges_to_its_closed_form(method: str, points: int, std: float, steps: int, tmp_path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from oracles import CountingNetwork
-from torch import Tensor
+from torch import Tensor, nn
 
 from genflow.denoiser import Denoiser
 from genflow.objectives import (
@@ -126,6 +126,20 @@ def test_intervals_are_drawn_as_often_as_their_law_says(law, points: int) -> Non
     counts = torch.bincount(torch.searchsorted(grid, s), minlength=points - 1)
     assert (counts - count * law.probabilities(grid)).abs().max() <= 1 + 1e-6
     assert (t.diff() >= 0).all()
+
+
+@pytest.mark.parametrize("mean", [-50.0, 200.0])
+def test_laws_of_no_level_of_the_grid_are_refused(mean: float) -> None:
+    """Where erf is the same at both ends, shares would be 0 / 0."""
+    law = LogNormalInterval(mean=mean)
+    with pytest.raises(
+        ValueError, match=f"mean {mean:g} and deviation 2 leaves nothing between the noise levels 0.002"
+    ):
+        law.probabilities(karras_grid(11))
+    levels = GridLevels(curriculum=Constant(count=11), law=law)
+    denoiser = Denoiser(nn.Identity(), VE(), ConsistencyKarras(), image_shape=(1, 8, 8))
+    with pytest.raises(ValueError, match="leaves nothing"):
+        levels.check(denoiser)
 
 
 def test_the_ends_of_the_ranks_are_the_ends_of_the_grid() -> None:

@@ -238,3 +238,14 @@ def test_the_spread_of_one_step_samples_is_logged_at_previews(tmp_path) -> None:
     paces = {record["step"]: record["levels"] for record in records if "loss" in record}
     assert paces == {step: trainer.objective.levels.curriculum.points(step - 1) for step in paces}
     assert len(set(paces.values())) > 1
+
+
+def test_without_previews_it_is_logged_where_the_distance_is(tmp_path) -> None:
+    config = consistency_config(tmp_path, preview_every=0, evaluate_every=4)
+    trainer = trainer_of(config, probe=OneStep(image_data(), range(8)))
+    trainer.preview, trainer.evaluate = None, lambda denoiser: 1.0
+    trainer.fit()
+    records = [json.loads(line) for line in (trainer.folder / "log.jsonl").read_text().splitlines()]
+    for key in ("one_step_std", "frechet_train"):
+        assert [record["step"] for record in records if key in record] == [4, 8]
+    assert not (trainer.folder / "previews").exists()
