@@ -276,7 +276,8 @@ def transfer(given: Given, key: Record) -> Record:
         return found | {"losses": judge.losses(denoiser)}
 
     look = look_at(given, shares, measure)
-    denoiser, record = fit(replace(config, train=replace(config.train, evaluate_every=look.every)), look)
+    train = replace(config.train, evaluate_every=look.every, evaluate_features=given.setting.name)
+    denoiser, record = fit(replace(config, train=train), look)
     record |= {"measured_cpu_seconds": look.spent} | deployed(denoiser)
     if trial:
         return record | {"score": math.exp(sum(math.log(f["fd"]) for f in look.found.values()) / len(look.found))}
@@ -363,7 +364,8 @@ def one_step(given: Given, key: Record) -> Record:
     denoiser, record = fit(config)
     started = time.process_time()
     judge = given.judge(BASE)
-    measured: dict[str, Any] = figures(judge, denoiser, 5) | {"floor": judge.beside.floor.value}
+    measured: dict[str, Any] = figures(judge, denoiser, 5)
+    measured |= {"floor": judge.beside.floor.value, "read_right": judge.read_right()}
     if form == "KIND":
         measured |= {"diversion": asdict(diversion(denoiser, judge)), "lossless": extraction_is_lossless(denoiser)}
     return record | measured | {"measured_cpu_seconds": time.process_time() - started}
