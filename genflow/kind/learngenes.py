@@ -16,7 +16,7 @@ from genflow.kind.linear import Components, KINDLinear, check_rank
 from genflow.kind.model import Decomposed, rebuilt
 
 
-def extract(model: Decomposed, classes: Collection[int], *, max_params: int | None = None) -> Decomposed:
+def extract(model: Decomposed, classes: Iterable[int], *, max_params: int | None = None) -> Decomposed:
     """Return a smaller copy for some classes: all that is shared, and their tailors and label rows.
 
     Nothing is retrained; labels keep their numbers, and those of other classes are refused from then on. With
@@ -29,14 +29,14 @@ def extract(model: Decomposed, classes: Collection[int], *, max_params: int | No
     Raises:
         ValueError: For classes that the model does not have, and if even one learngene a layer is too much.
     """
-    gate = model.gate
+    gate, classes = model.gate, sorted({int(c) for c in classes})
     _check_classes(gate, classes)
     class_to_tailor = [t if c in classes else DROPPED for c, t in enumerate(gate.class_to_tailor)]
     wanted = ClassGate(class_to_tailor).tailors
     chosen = _places(gate, wanted)
 
     def rows(_: str, table: ClassRows) -> Tensor:
-        return table.rows[[gate.kept.index(c) for c in sorted(classes)]]
+        return table.rows[[gate.kept.index(c) for c in classes]]
 
     def recut(_: str, linear: KINDLinear) -> tuple[Components, Components]:
         return linear.learngenes, linear.tailors.select(chosen)
@@ -110,10 +110,14 @@ def add_tailors(
 
     Raises:
         ValueError: For a count below 1, a rank that is not that of the tailors held, and one above min(m, n) of a
-            kernel.
+            kernel or below 1, and another `init` than those two.
     """
     if count < 1:
         raise ValueError(f"at least one tailor can be added, got {count}")
+    if rank is not None and rank < 1:
+        raise ValueError(f"a tailor has a rank of at least 1, got {rank}")
+    if init not in ("random", "silent"):
+        raise ValueError(f'new tailors start "random" or "silent", got {init!r}')
     gate = model.gate
     fresh = max(gate.tailors, default=-1) + 1
     class_to_tailor = [*gate.class_to_tailor, *range(fresh, fresh + count)]

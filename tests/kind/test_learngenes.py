@@ -86,6 +86,21 @@ def test_extraction_is_lossless(which, class_to_tailor):
     torch.testing.assert_close(merge(small, 4)(x, c, y), merge(whole, 4)(x, c, y), rtol=0, atol=1e-6)
 
 
+def test_a_class_named_twice_is_named_once():
+    whole = model()
+    once = extract(whole, [1, 3])
+    for again in ([3, 1, 3, 1], iter([1, 3]), torch.tensor([3, 1])):
+        small = extract(whole, again)
+        assert save(small.state_dict()) == save(once.state_dict())
+        assert small.layout() == once.layout()
+
+
+def test_what_new_tailors_cannot_be_is_refused():
+    for given, said in (({"rank": 0}, "at least 1, got 0"), ({"init": "slient"}, "got 'slient'")):
+        with pytest.raises(ValueError, match=said):
+            add_tailors(remove_tailors(model()), 1, **given)
+
+
 @pytest.mark.parametrize("mode", ["mask", "gather"])
 def test_labels_on_a_device_are_not_read_back(mode, monkeypatch):
     """Tensors without data stand for those of a device: to look at one is an error there, and a wait here."""
