@@ -42,9 +42,10 @@ from genflow.config import (
 from genflow.config_consistency import never_doubles
 
 LEAST_BATCH = 128  # of a consistency model's training, below which none is known to have worked
-LEAST_MEAN = -4.0  # of the law of ln sigma; at e^-4 the noise is below what 8 bits are rounded by, nearly
+LEAST_MEAN = -4.0  # of the law of ln sigma; noise of e^-4 is about two steps of 8 bits
 LARGEST_C = 0.002  # of the pseudo-Huber metric, before sqrt(D); iCT's is 0.00054
-MOST_RESOLUTIONS = 5  # of a UNet
+MOST_RESOLUTIONS = 5  # of a UNet on images below LARGE, as those of unknown size are taken to be
+LARGE = 256  # at which published networks have 6
 LEAST_FOURIER_SCALE = 0.01  # 2 pi of it, times the 2.65 that the times of all levels span, is 0.17 radians
 LARGEST_FOURIER_SCALE = 1.0  # iCT has 0.02; 16, EDM's and CT's, turns 25 radians per unit of ln sigma
 
@@ -256,7 +257,7 @@ def _of_loss(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
 
 def _of_network(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
     match config.backbone:
-        case UNetConfig(multipliers=multipliers) if len(multipliers) > MOST_RESOLUTIONS:
+        case UNetConfig(multipliers=multipliers) if len(multipliers) > MOST_RESOLUTIONS and config.data.size < LARGE:
             yield (
                 f"wrong network: {len(multipliers)} resolutions, as in diffusers' default UNet, leave a pixel or two of"
                 " small images; published networks have 3 at 32x32 and 4 at 64x64"

@@ -184,6 +184,11 @@ MISTAKES = {
 }
 
 
+def test_six_resolutions_are_right_for_large_images() -> None:
+    six = replace(CT, backbone=replace(CT.backbone, multipliers=(1, 1, 2, 2, 4, 4)))
+    assert findings(replace(six, data=replace(six.data, size=256))) == []
+
+
 @pytest.mark.parametrize("said", MISTAKES)
 def test_a_mistake_is_named_alone_and_in_one_line(said: str) -> None:
     config = MISTAKES[said]

@@ -71,21 +71,15 @@ def test_measured_tables_are_quoted_word_for_word(result: str) -> None:
     assert all(row in README for row in rows), os.linesep.join(row for row in rows if row not in README)
 
 
-def test_what_is_quoted_of_the_table_of_reflow_was_measured() -> None:
-    results = [ROOT / "tests" / "benchmarks" / "results" / f"reflow-{name}.md" for name in ("digits", "mnist5k")]
+@pytest.mark.parametrize(
+    ("heading", "name", "least"), [("Reflow", "reflow", 40), ("Consistency models", "consistency", 76)]
+)
+def test_what_is_quoted_of_longer_tables_was_measured(heading: str, name: str, least: int) -> None:
+    results = [ROOT / "tests" / "benchmarks" / "results" / f"{name}-{data}.md" for data in ("digits", "mnist5k")]
     measured = [line for file in results for line in file.read_text(encoding="utf-8").splitlines()]
-    section = README.split("### Reflow, part by part")[1].split("\n### ")[0]
+    section = README.split(f"### {heading}, part by part")[1].split("\n### ")[0]
     rows = [line for line in section.splitlines() if line.startswith("|")]
-    assert len(rows) >= 40
-    assert all(row in measured for row in rows)
-
-
-def test_what_is_quoted_of_the_table_of_consistency_models_was_measured() -> None:
-    results = [ROOT / "tests" / "benchmarks" / "results" / f"consistency-{name}.md" for name in ("digits", "mnist5k")]
-    measured = [line for file in results for line in file.read_text(encoding="utf-8").splitlines()]
-    section = README.split("### Consistency models, part by part")[1].split("\n### ")[0]
-    rows = [line for line in section.splitlines() if line.startswith("|")]
-    assert len(rows) >= 76
+    assert len(rows) >= least
     assert all(row in measured for row in rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
@@ -28,8 +29,9 @@ def extract(model: Decomposed, classes: Iterable[int], *, max_params: int | None
 
     Raises:
         ValueError: For classes that the model does not have, and if even one learngene a layer is too much.
+        TypeError: For classes that are not whole numbers.
     """
-    gate, classes = model.gate, sorted({int(c) for c in classes})
+    gate, classes = model.gate, sorted({operator.index(c) for c in classes})
     _check_classes(gate, classes)
     class_to_tailor = [t if c in classes else DROPPED for c, t in enumerate(gate.class_to_tailor)]
     wanted = ClassGate(class_to_tailor).tailors
@@ -114,8 +116,6 @@ def add_tailors(
     """
     if count < 1:
         raise ValueError(f"at least one tailor can be added, got {count}")
-    if rank is not None and rank < 1:
-        raise ValueError(f"a tailor has a rank of at least 1, got {rank}")
     if init not in ("random", "silent"):
         raise ValueError(f'new tailors start "random" or "silent", got {init!r}')
     gate = model.gate

@@ -191,12 +191,14 @@ class KINDLinear(nn.Module):
 
 
 def check_rank(rank: int, name: str, shape: tuple[int, int]) -> None:
-    """Refuse more components for a layer than its kernel (m, n) can have: beyond min(m, n) they would add nothing.
+    """Refuse no components for a layer, and more than its kernel (m, n) can have: beyond min(m, n) they add nothing.
 
     Raises:
         ValueError: Naming the layer and its size.
     """
     m, n = shape
+    if rank < 1:
+        raise ValueError(f"components of {name} have a rank of at least 1, got {rank}")
     if rank > min(m, n):
         raise ValueError(
             f"{name} has a kernel of {m}x{n}, whose rank is {min(m, n)} at most, got rank {rank}: give a lower one, or"

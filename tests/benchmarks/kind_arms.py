@@ -108,6 +108,8 @@ ARMS = {
     "(IA)³": Arm(what="dense, (IA)³", start="dense", surgery=IA3Config()),
     "BitFit": Arm(what="dense, biases", start="dense", surgery=BitFitConfig()),
 }
+SHARES = (2, 4, 5, 20, 100)  # per cent of the steps on the base classes, after which new ones are measured
+FEW_SHARES = (2, 5)  # after which fits to few images are measured
 FEW_ARMS = ("KIND", "LoRA per class", "LoRA", "SVD", "full")  # that are fitted to few images, too
 FEW = (5, 20)  # images of each new class
 ONE_STEP = {

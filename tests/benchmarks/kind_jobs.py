@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from kind_arms import ARMS, BASE, NOVEL, SHARE, STARTS, WIDTH
+from kind_arms import ARMS, BASE, FEW_SHARES, NOVEL, SHARE, SHARES, STARTS, WIDTH
 from kind_measure import Judge, diversion, extraction_is_lossless
 from study import CHOSEN_BY, Record
 
@@ -40,9 +40,7 @@ from genflow.data.images import load_images
 from genflow.denoiser import Denoiser
 from genflow.nn.dit import DiT
 
-SHARES = (2, 4, 5, 20, 100)  # per cent of the steps on the base classes, after which new ones are measured
 JUDGED_AT = (5, 20)  # the shares that trials are judged at, so that neither the start nor the end decides alone
-FEW_SHARES = (2, 5)  # after which fits to few images are measured
 TRIAL_SHARE = {"pretrain": 30, "transfer": 20}
 TRUNCATED_SHARE = 20  # that a truncated model is trained again
 DEPTH, HEADS = 4, 4

@@ -6,12 +6,13 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
+import kind_arms
 from kind_arms import ARMS, BASE, FEW, FEW_ARMS, NOVEL, ONE_STEP, STARTS
 from scipy import stats
 from study import Record
 
-SHARES = ("2", "4", "5", "20", "100")
-FEW_SHARES = ("2", "5")
+SHARES = [str(share) for share in kind_arms.SHARES]  # as records name them
+FEW_SHARES = [str(share) for share in kind_arms.FEW_SHARES]
 FOLLOWS = 0.9  # share of samples that show the gate's class
 BESIDE_DENSE = 1.5  # distance of KIND over that of the dense network, on the base classes
 EARLY = "4"  # per cent of the steps after which KIND is to be ahead

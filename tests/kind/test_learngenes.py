@@ -93,6 +93,8 @@ def test_a_class_named_twice_is_named_once():
         small = extract(whole, again)
         assert save(small.state_dict()) == save(once.state_dict())
         assert small.layout() == once.layout()
+    with pytest.raises(TypeError):
+        extract(whole, [1.5])
 
 
 def test_what_new_tailors_cannot_be_is_refused():
