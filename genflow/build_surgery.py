@@ -43,8 +43,13 @@ def operate(config: Config, fresh: Denoiser, source: Denoiser | None) -> Denoise
             if source is not None:
                 load_weights(denoiser, source)
             assert isinstance(denoiser.backbone, kind.Decomposed)
-            if trains == "tailors":
-                kind.freeze(denoiser.backbone, "learngenes")
+            match trains:
+                case "tailors":
+                    kind.freeze(denoiser.backbone, "learngenes")
+                case "learngenes":
+                    kind.freeze(denoiser.backbone, "tailors")
+                case "all":
+                    pass
             return denoiser
         case TruncationConfig() | ClassLoRAConfig() if not fresh.num_classes:
             raise ValueError(_no_classes(config))
@@ -112,6 +117,7 @@ def _plan(how: KINDConfig, num_classes: int) -> kind.KINDConfig:
         linears=how.linears,
         order=how.order,
         rescale=how.rescale,
+        no_class=how.no_class,
     )
 
 

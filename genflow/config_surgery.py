@@ -38,6 +38,8 @@ class KINDConfig:
     """Regular expression that the whole name of a linear layer must match for it to be decomposed."""
     order: Literal["descending", "interleaved"] = "descending"
     """Which singular values the learngenes get: the largest, or some of every size."""
+    no_class: Literal["learngenes", "tailor"] = "learngenes"
+    """What images of "no class" have, for guidance: learngenes only, or a tailor of their own too."""
     rescale: bool = True
     """Give the active components the norm of the kernel that was decomposed."""
     lazy_tailors: bool = False
@@ -53,8 +55,8 @@ class TransferConfig:
 
     __pydantic_config__: ClassVar = STRICT
     type: Literal["Transfer"] = "Transfer"
-    trains: Literal["tailors", "all"] = "tailors"
-    """Train the tailors and label rows alone, with all that is shared frozen, or everything."""
+    trains: Literal["tailors", "learngenes", "all"] = "tailors"
+    """Train the tailors and label rows alone, or only the learngenes and all else that is shared, or everything."""
     lazy_tailors: bool = False
     """Leave tailors and label rows of absent classes as they are; otherwise old momentum and decay move them."""
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -142,28 +143,18 @@ class Denoiser(ModelMixin, ConfigMixin):
                 num_classes = gate.num_classes
             case _:
                 num_classes = self.num_classes
-        return Denoiser.from_config(dict(self.config), backbone=backbone, num_classes=num_classes)
+        return _assembled({**self.config, "num_classes": num_classes}, backbone)
 
     @classmethod
     def from_config(  # pyright: ignore[reportIncompatibleMethodOverride]
         cls, config: dict[str, Any], *, backbone: nn.Module | None = None, **overrides: Any
     ) -> Denoiser:
-        """Rebuild from the content of config.json, with fresh weights; ``backbone`` replaces the recorded one.
+        """Rebuild from the content of config.json, with fresh weights; ``backbone`` as in ``from_pretrained``.
 
         Raises ``ValueError`` for a part that genflow does not know.
         """
         config = {**config, **overrides}
-        return cls(
-            backbone if backbone is not None else build_backbone(config["network"]),
-            build_schedule(config["schedule"]),
-            build_parameterization(config["parameterization"]),
-            image_shape=tuple(config["image_shape"]),
-            num_classes=config["num_classes"],
-            sampler=config["sampler"],
-            steps=config["steps"],
-            times=config["times"],
-            teacher=config.get("teacher", ""),  # folders of before it was kept say nothing
-        )
+        return _assembled(config, build_backbone(config["network"], backbone))
 
     @classmethod
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -171,8 +162,9 @@ class Denoiser(ModelMixin, ConfigMixin):
     ) -> Denoiser:
         """Load a saved folder, a pipeline folder that holds one, or a hub repository; strictly.
 
-        ``backbone`` stands in for a network that is not genflow's. ``options`` are those of diffusers'
-        ``ModelMixin.from_pretrained`` (``dtype``, ``revision``, ``cache_dir``, …). Only safetensors are read.
+        ``backbone`` stands in for a network that is not genflow's: the dense one, which is decomposed again if the
+        saved one was. ``options`` are those of diffusers' ``ModelMixin.from_pretrained`` (``dtype``, ``revision``,
+        ``cache_dir``, …). Only safetensors are read.
         Raises ``ValueError`` if there is no such folder, or if weights are missing, unexpected or of another shape.
         """
         options.setdefault("subfolder", _subfolder(folder_or_repo))
@@ -265,6 +257,21 @@ def store_times(file: Path, times: dict[int, list[float]]) -> None:
     config = json.loads(file.read_text(encoding="utf-8"))
     config["times"] |= {str(count): grid for count, grid in times.items()}
     write_text(file, json.dumps(config, indent=2, sort_keys=True) + "\n")  # as diffusers writes it
+
+
+def _assembled(config: Mapping[str, Any], backbone: nn.Module) -> Denoiser:
+    """Return the model of a configuration around a backbone, whatever network the configuration names."""
+    return Denoiser(
+        backbone,
+        build_schedule(config["schedule"]),
+        build_parameterization(config["parameterization"]),
+        image_shape=tuple(config["image_shape"]),
+        num_classes=config["num_classes"],
+        sampler=config["sampler"],
+        steps=config["steps"],
+        times=config["times"],
+        teacher=config.get("teacher", ""),  # folders of before it was kept say nothing
+    )
 
 
 def _check_grid(count: int, grid: list[float]) -> None:

@@ -48,19 +48,27 @@ def describe_backbone(backbone: nn.Module) -> dict[str, Any]:
             return {"class": f"{type(backbone).__module__}.{type(backbone).__qualname__}", "arguments": {}}
 
 
-def build_backbone(part: dict[str, Any]) -> nn.Module:
-    """Return a fresh network of what ``describe_backbone`` says; raises ``ValueError`` for somebody else's."""
+def build_backbone(part: dict[str, Any], given: nn.Module | None = None) -> nn.Module:
+    """Return a fresh network of what ``describe_backbone`` says; ``given`` stands in for the innermost one.
+
+    One that has its gate already is returned as it is.
+    Raises ``ValueError`` for somebody else's of which none is given.
+    """
     match part["class"]:
+        case _ if isinstance(given, Gated):
+            return given
+        case "Decomposed":
+            arguments = part["arguments"]
+            return blank(build_backbone(arguments["network"], given), Layout.read(arguments["layout"]))
+        case "ClassLoRA":
+            arguments = part["arguments"]
+            return class_lora(build_backbone(arguments["network"], given), **arguments["layout"])
+        case _ if given is not None:
+            return given
         case "UNet":
             return UNet(**part["arguments"])
         case "DiT":
             return DiT(**part["arguments"])
-        case "Decomposed":
-            arguments = part["arguments"]
-            return blank(build_backbone(arguments["network"]), Layout.read(arguments["layout"]))
-        case "ClassLoRA":
-            arguments = part["arguments"]
-            return class_lora(build_backbone(arguments["network"]), **arguments["layout"])
         case other:
             raise ValueError(f"the network {other} is not genflow's: build it and pass it as backbone=")
 

@@ -69,6 +69,8 @@ class GrowArguments:
     """Components of a new tailor in each kernel; 0 is as many as tailors have. Others go with --drop only."""
     init: Literal["random", "silent"] = "random"
     """New tailors change the kernels at once, or only after the first step (a scale of 0)."""
+    scale: float = 0.3
+    """Size of the sigmas of random tailors, as a share of the learngenes' mean in the same kernel."""
     drop: bool = False
     """Remove the old classes with their tailors first: learngenes alone go on to the new classes."""
     seed: int = 0
@@ -99,6 +101,7 @@ def grow(arguments: Sequence[str], *, prog: str = "genflow kind grow") -> None:
             options.classes,
             rank=options.rank or None,
             init=options.init,
+            scale=options.scale,
             generator=torch.Generator().manual_seed(options.seed),
         )
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch._subclasses import FakeTensorMode
 
 from genflow.kind.gate import Closed
 from genflow.kind.linear import KINDLinear
-from genflow.kind.model import Decomposed
+from genflow.kind.model import Decomposed, check_decomposed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,13 +47,17 @@ class Info:
         )
 
 
-def info(model: Decomposed, image_shape: tuple[int, int, int]) -> Info:
-    """Count a model for images of shape (C, H, W): parameters, bytes, and the products of a pass with one tailor on.
+def info(model: Decomposed, image_shape: Sequence[int]) -> Info:
+    """Count a model for inputs of a shape, of images (C, H, W): parameters, bytes, and products with one tailor on.
 
     A component of a kernel (m, n) has `m + n + 1` parameters and costs `m + n` products a token. Whatever else the
     network multiplies, attention included, is counted as torch's counter does; sums, norms and activations are not.
     Nothing is computed for it, whatever the size of the model and wherever it lies, the meta device included.
+
+    Raises:
+        TypeError: For what is no decomposed backbone.
     """
+    check_decomposed(model)
     linears = model.linears()
     tokens, total = _trace(model, image_shape)
     learngene_macs = tailor_macs = 0
@@ -85,7 +89,7 @@ def _cost(tensors: Iterable[Tensor], macs: int) -> Cost:
     )
 
 
-def _trace(model: Decomposed, image_shape: tuple[int, int, int]) -> tuple[dict[str, int], int]:
+def _trace(model: Decomposed, image_shape: Sequence[int]) -> tuple[dict[str, int], int]:
     """Return the tokens that each decomposed layer sees of one image, and all products with no tailor on."""
     from torch.utils.flop_counter import FlopCounterMode  # which imports triton
 
@@ -106,7 +110,8 @@ def _trace(model: Decomposed, image_shape: tuple[int, int, int]) -> tuple[dict[s
                 name: torch.empty(value.shape, dtype=torch.float32 if value.is_floating_point() else value.dtype)
                 for name, value in held.items()
             }
-            inputs = (torch.empty(1, *image_shape), torch.empty(1), None, None)
+            x, c_noise = torch.empty(1, *image_shape), torch.empty(1)
+            inputs = (x,) if isinstance(model.backbone, nn.Sequential) else (x, c_noise, None, None)
             torch.func.functional_call(model.backbone, ghosts, inputs)
     finally:
         for hook in hooks:

@@ -64,7 +64,7 @@ class Segments:
 class Mixed:
     """Soft gates: each image has all tailors on, each with a weight.
 
-    Shapes: weights (B, C) float.
+    Shapes: weights (B, C) float, of the tailors in the order in which the layers hold them.
     Source: softmax gates as in DivControl (arXiv 2507.23620); KIND itself has binary ones.
     """
 
@@ -86,33 +86,37 @@ class ClassGate(nn.Module):
     """From labels to the tailors that are on: `g(y) = [1 … 1 | e_tailor(y)]`, binary, the same in all layers.
 
     `class_to_tailor` names the tailor of each class, by any integers from 0; classes may share one, -1 is "learngenes
-    only" and -2 a class that was dropped. The label `num_classes`, "no class", is learngenes only. `tailors` are the
-    names that occur, rising, which is the order in which the layers hold them. The map belongs to the structure: it is
-    saved as the layout of the model, not with the weights.
+    only" and -2 a class that was dropped. `no_class` is the tailor of the label `num_classes`, "no class": -1, or one
+    that no class has. `tailors` are the names that occur, rising, which is the order in which the layers hold them. The
+    map belongs to the structure: it is saved as the layout of the model, not with the weights.
 
     Shapes: y (B,) int64 in [0, num_classes] or None (no class).
     Source: "KIND: Knowledge Integration and Diversion for Training Decomposable Models" (arXiv 2408.07337). Unconfirmed
     there: what the label "no class" does.
 
     Raises:
-        ValueError: For a class map with other negative numbers, and for labels of dropped classes on the host; on a
-            device these are out of range in the layers' lookups.
+        ValueError: For a class map with other negative numbers, for a tailor of "no class" that a class has, and for
+            labels of dropped classes on the host; on a device these are out of range in the layers' lookups.
     """
 
-    def __init__(self, class_to_tailor: Sequence[int]) -> None:
+    def __init__(self, class_to_tailor: Sequence[int], no_class: int = LEARNGENES_ONLY) -> None:
         super().__init__()
         if any(tailor < DROPPED for tailor in class_to_tailor):
             raise ValueError(
                 f"a class map holds tailors from 0, -1 (learngenes only) or -2 (dropped); got {tuple(class_to_tailor)}"
             )
+        if no_class < LEARNGENES_ONLY or (no_class >= 0 and no_class in class_to_tailor):
+            raise ValueError(f'the tailor of "no class" is -1, or one that no class has; got {no_class}')
         self.class_to_tailor = tuple(class_to_tailor)
-        self.tailors = tuple(sorted({tailor for tailor in class_to_tailor if tailor >= 0}))
+        self.no_class = no_class
+        self.tailors = tuple(sorted({tailor for tailor in (*class_to_tailor, no_class) if tailor >= 0}))
         # A dropped class has a place beyond the last, where every lookup fails like that of a label out of range.
         place = {tailor: i for i, tailor in enumerate((*self.tailors, DROPPED))}
-        places = [place.get(tailor, LEARNGENES_ONLY) for tailor in class_to_tailor]
+        places = [place.get(tailor, LEARNGENES_ONLY) for tailor in (*class_to_tailor, no_class)]
         self.places: Tensor
-        self.register_buffer("places", torch.tensor([*places, LEARNGENES_ONLY]), persistent=False)  # (num_classes + 1,)
+        self.register_buffer("places", torch.tensor(places), persistent=False)  # (num_classes + 1,)
         self.switch = Switch()
+        self._mixture: Tensor | None = None
 
     @property
     def num_classes(self) -> int:
@@ -126,6 +130,8 @@ class ClassGate(nn.Module):
 
     def forward(self, y: Tensor | None) -> Gating:
         if y is None:
+            if self.no_class >= 0:
+                raise ValueError(f'"no class" has a tailor here: give labels, {self.num_classes} for no class')
             return Closed()
         tailors = self.places.index_select(0, y)  # (B,)
         # A look at labels on a device would wait for it in every pass: whoever brings them there looks at them before.
@@ -136,7 +142,35 @@ class ClassGate(nn.Module):
                 f"this model was extracted without classes {asked}: it has {list(self.kept)}, and {self.num_classes} "
                 "for no class"
             )
-        return Assigned(tailors)
+        own = Assigned(tailors)
+        if self._mixture is None:
+            return own
+        known = (y < self.num_classes)[:, None]  # (B, 1)
+        return Mixed(torch.where(known, self._mixture, own.weights(len(self.tailors))))
+
+    @contextlib.contextmanager
+    def mix(self, weights: Tensor) -> Iterator[None]:
+        """Give images of any class this mixture of tailors inside a `with` block, in place of the tailor of the class.
+
+        The model is called as ever, from within a `Denoiser` too; a label still chooses its row of the label table,
+        and "no class" stays what it is, so that guidance has the same meaning.
+
+        Shapes: weights (C,), for every image, or (B, C), of the tailors in the order of `tailors`.
+        Source: softmax gates as in DivControl (arXiv 2507.23620); KIND itself has binary ones.
+
+        Raises:
+            ValueError: For weights of another number of tailors.
+        """
+        if weights.shape[-1:] != (len(self.tailors),) or weights.ndim > 2:
+            raise ValueError(
+                f"there are {len(self.tailors)} tailors to mix, and weights have shape {tuple(weights.shape)}"
+            )
+        before = self._mixture
+        self._mixture = weights
+        try:
+            yield
+        finally:
+            self._mixture = before
 
     @contextlib.contextmanager
     def hold(self, gating: Gating, *, recomputing: bool = False) -> Iterator[None]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from genflow.kind.learngenes import class_parameters
-from genflow.kind.model import Decomposed
+from genflow.kind.model import Decomposed, check_decomposed
 
 
 def lazy_tailors(optimizer: torch.optim.Optimizer, model: Decomposed) -> None:
@@ -19,7 +19,11 @@ def lazy_tailors(optimizer: torch.optim.Optimizer, model: Decomposed) -> None:
     throughout keeps its value and its moments; step counts, which are one a tensor, go on.
 
     Unconfirmed in KIND's paper (arXiv 2408.07337), whose optimizer is taken to be plain AdamW, as by default here.
+
+    Raises:
+        TypeError: For what is no decomposed backbone.
     """
+    check_decomposed(model)
     watched = class_parameters(model)
     before: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
 

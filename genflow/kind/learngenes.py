@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
@@ -14,7 +15,7 @@ from torch import Tensor
 from genflow.kind.gate import DROPPED, ClassGate
 from genflow.kind.labels import ClassRows
 from genflow.kind.linear import Components, KINDLinear, check_rank
-from genflow.kind.model import Decomposed, rebuilt
+from genflow.kind.model import Decomposed, check_decomposed, rebuilt
 
 
 def extract(model: Decomposed, classes: Iterable[int], *, max_params: int | None = None) -> Decomposed:
@@ -29,13 +30,13 @@ def extract(model: Decomposed, classes: Iterable[int], *, max_params: int | None
 
     Raises:
         ValueError: For classes that the model does not have, and if even one learngene a layer is too much.
-        TypeError: For classes that are not whole numbers.
+        TypeError: For classes that are not whole numbers, and for what is no decomposed backbone.
     """
+    check_decomposed(model)
     gate, classes = model.gate, sorted({operator.index(c) for c in classes})
     _check_classes(gate, classes)
     class_to_tailor = [t if c in classes else DROPPED for c, t in enumerate(gate.class_to_tailor)]
-    wanted = ClassGate(class_to_tailor).tailors
-    chosen = _places(gate, wanted)
+    chosen = _places(gate, ClassGate(class_to_tailor, gate.no_class).tailors)
 
     def rows(_: str, table: ClassRows) -> Tensor:
         return table.rows[[gate.kept.index(c) for c in classes]]
@@ -65,14 +66,17 @@ def recombine(parts: Sequence[Decomposed]) -> Decomposed:
 
     Raises:
         ValueError: If there are no parts, or if they differ in what they share; the first tensor that does is named.
+        TypeError: For what is no decomposed backbone.
     """
     if not parts:
         raise ValueError("there is nothing to recombine: give one decomposed model at least")
+    for part in parts:
+        check_decomposed(part)
     first = parts[0]
     for one, other in itertools.combinations(parts, 2):  # two may share what the first has not
         _check_same_stock(one, other)
     class_to_tailor = [_joined(c, parts) for c in range(first.gate.num_classes)]
-    gate = ClassGate(class_to_tailor)
+    gate = ClassGate(class_to_tailor, first.gate.no_class)
     tailor_home = [next(p for p in parts if t in p.gate.tailors) for t in gate.tailors]
     class_home = [next(p for p in parts if c in p.gate.kept) for c in gate.kept]
 
@@ -98,13 +102,14 @@ def add_tailors(
     *,
     rank: int | None = None,
     init: Literal["random", "silent"] = "random",
+    scale: float = 0.3,
     generator: torch.Generator | None = None,
 ) -> Decomposed:
     """Return a copy with so many new classes, each with a tailor of its own and a label row.
 
     Their labels follow those there are, so that "no class" moves up by `count`. Columns of u and rows of v are Gaussian
-    of unit length, `σ = 0.3 mean |σ_G|` of the same kernel; with "silent" σ is 0, which leaves the function as it is,
-    and u and v without a gradient in the first step. A new label row is a copy of that of "no class".
+    of unit length, `σ = scale · mean |σ_G|` of the same kernel; with "silent" σ is 0, which leaves the function as it
+    is, and u and v without a gradient in the first step. A new label row is a copy of that of "no class".
 
     `rank` is that of the tailors already held; where there are none it may be chosen, and is what it was if left out.
     Source: "KIND: Knowledge Integration and Diversion for Training Decomposable Models" (arXiv 2408.07337), which says
@@ -112,14 +117,19 @@ def add_tailors(
 
     Raises:
         ValueError: For a count below 1, a rank that is not that of the tailors held, and one above min(m, n) of a
-            kernel or below 1, and another `init` than those two.
+            kernel or below 1, another `init` than those two, and a scale that is not positive.
+        TypeError: For what is no decomposed backbone.
     """
+    check_decomposed(model)
     if count < 1:
         raise ValueError(f"at least one tailor can be added, got {count}")
     if init not in ("random", "silent"):
         raise ValueError(f'new tailors start "random" or "silent", got {init!r}')
+    if not 0 < scale < math.inf:
+        raise ValueError(f'the scale of new tailors must be positive, got {scale:g}; init="silent" starts them at 0')
     gate = model.gate
     fresh = max(gate.tailors, default=-1) + 1
+    size = scale if init == "random" else 0.0
     class_to_tailor = [*gate.class_to_tailor, *range(fresh, fresh + count)]
 
     def recut(name: str, linear: KINDLinear) -> tuple[Components, Components]:
@@ -128,9 +138,7 @@ def add_tailors(
             raise ValueError(f"the tailors of {name} have rank {held}, and new ones must too; got {rank}")
         wanted = held if rank is None else rank
         check_rank(wanted, name, (linear.learngene_u.shape[0], linear.learngene_v.shape[1]))
-        new = _random_tailors(linear, count, wanted, generator)
-        if init == "silent":
-            new.sigma.zero_()
+        new = _random_tailors(linear, count, wanted, size, generator)
         return linear.learngenes, _stacked([linear.tailors, new]) if gate.tailors else new
 
     def rows(_: str, table: ClassRows) -> Tensor:
@@ -147,13 +155,15 @@ def remove_tailors(model: Decomposed, classes: Collection[int] | None = None) ->
 
     Raises:
         ValueError: For classes out of range.
+        TypeError: For what is no decomposed backbone.
     """
+    check_decomposed(model)
     gate = model.gate
     gone = set(range(gate.num_classes)) if classes is None else set(classes)
     if outside := sorted(gone - set(range(gate.num_classes))):
         raise ValueError(f"this model has classes 0 to {gate.num_classes - 1}, and was asked to remove {outside}")
     class_to_tailor = [t for c, t in enumerate(gate.class_to_tailor) if c not in gone]
-    chosen = _places(gate, ClassGate(class_to_tailor).tailors)
+    chosen = _places(gate, ClassGate(class_to_tailor, gate.no_class).tailors)
     stay = [i for i, c in enumerate(gate.kept) if c not in gone]
 
     def recut(_: str, linear: KINDLinear) -> tuple[Components, Components]:
@@ -169,7 +179,9 @@ def freeze(model: Decomposed, part: Literal["learngenes", "tailors"]) -> None:
 
     Raises:
         ValueError: For another part.
+        TypeError: For what is no decomposed backbone.
     """
+    check_decomposed(model)
     if part not in ("learngenes", "tailors"):
         raise ValueError(f'what can be frozen is "learngenes" or "tailors", got {part!r}')
     own = {id(p) for p in class_parameters(model)}
@@ -183,13 +195,15 @@ def class_parameters(model: Decomposed) -> list[Tensor]:
     return [*tailors, *(table.rows for table in model.tables().values())]
 
 
-def _random_tailors(linear: KINDLinear, count: int, rank: int, generator: torch.Generator | None) -> Components:
+def _random_tailors(
+    linear: KINDLinear, count: int, rank: int, scale: float, generator: torch.Generator | None
+) -> Components:
     g = linear.learngenes
     (m, _), n = g.u.shape, g.v.shape[1]
     # Drawn on the host, so that a seed gives the same tailors on any device.
     u = F.normalize(torch.randn(count, m, rank, generator=generator), dim=1).to(g.u)
     v = F.normalize(torch.randn(count, rank, n, generator=generator), dim=2).to(g.v)
-    sigma = (0.3 * g.sigma.abs().mean()).expand(count, rank).clone()
+    sigma = (scale * g.sigma.abs().mean()).expand(count, rank).clone()
     return Components(u, sigma, v)
 
 
@@ -218,7 +232,13 @@ def _check_classes(gate: ClassGate, classes: Collection[int]) -> None:
 def _check_same_stock(one: Decomposed, other: Decomposed) -> None:
     """Refuse models that are not parts of one: what both hold must be equal."""
     if one.gate.num_classes != other.gate.num_classes:
-        raise ValueError(f"parts of one model have as many labels: {one.gate.num_classes} and {other.gate.num_classes}")
+        raise ValueError(
+            f"parts of one model have as many labels, and these have {one.gate.num_classes} and"
+            f" {other.gate.num_classes}: to have new classes beside the old ones, grow the whole model without dropping"
+            " any, and train what is extracted of it"
+        )
+    if one.gate.no_class != other.gate.no_class:
+        raise ValueError('these are not parts of one model: "no class" has another tailor')
     for c in set(one.gate.kept) & set(other.gate.kept):
         if one.gate.class_to_tailor[c] != other.gate.class_to_tailor[c]:
             raise ValueError(f"these are not parts of one model: class {c} has another tailor")

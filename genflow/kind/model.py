@@ -11,7 +11,7 @@ from typing import Any, TypeVar, final
 import torch
 from torch import Tensor, nn
 
-from genflow.kind.gate import Assigned, ClassGate, Segments
+from genflow.kind.gate import LEARNGENES_ONLY, Assigned, ClassGate, Segments
 from genflow.kind.labels import ClassRows
 from genflow.kind.linear import Components, KINDLinear
 from genflow.nn.dit import DiT
@@ -25,29 +25,33 @@ T = TypeVar("T", bound=nn.Module)
 class Layout:
     """The structure of a decomposed backbone: what must be known beside the weights to build it again.
 
-    `class_to_tailor` as in `ClassGate`; `ranks` holds (learngenes, rank of a tailor) of each decomposed layer, by name.
+    `class_to_tailor` and `no_class` as in `ClassGate`; `ranks` holds (learngenes, rank of a tailor) of each decomposed
+    layer, by name.
     """
 
     class_to_tailor: tuple[int, ...]
     ranks: Mapping[str, tuple[int, int]]
+    no_class: int = LEARNGENES_ONLY
 
     def plain(self) -> dict[str, Any]:
         """Return it as lists and dicts, for JSON."""
-        return {"class_to_tailor": list(self.class_to_tailor), "ranks": {k: list(v) for k, v in self.ranks.items()}}
+        ranks = {k: list(v) for k, v in self.ranks.items()}
+        return {"class_to_tailor": list(self.class_to_tailor), "no_class": self.no_class, "ranks": ranks}
 
     @classmethod
     def read(cls, plain: Mapping[str, Any]) -> Layout:
         """Rebuild it from what `plain` returned."""
         ranks = {name: (int(r), int(k)) for name, (r, k) in plain["ranks"].items()}
-        return cls(class_to_tailor=tuple(plain["class_to_tailor"]), ranks=ranks)
+        no_class = plain.get("no_class", LEARNGENES_ONLY)  # folders of before there was a choice name none
+        return cls(class_to_tailor=tuple(plain["class_to_tailor"]), ranks=ranks, no_class=no_class)
 
 
 class Gated(nn.Module, abc.ABC):
     """A backbone and the gate that drives its layers: `backbone(x, c_noise, y, s)` under `g(y)`.
 
-    Any backbone will do, unchanged: the gate is held for the length of a call, and the layers look it up. To run
-    something that is called otherwise, or with soft gates, hold the gate by hand:
-    `with model.gate.hold(Mixed(weights)): model.backbone(x)`.
+    Any backbone will do, unchanged: the gate is held for the length of a call, and the layers look it up. A plain
+    `nn.Sequential` is given x alone. To run something that is called otherwise, hold the gate by hand,
+    `with model.gate.hold(model.gate(y)): model.backbone(…)`; for soft gates call it inside `model.gate.mix(weights)`.
 
     Set `gradient_checkpointing` here, not on the backbone inside: blocks that are computed again in the backward pass
     then find the gate of their own pass.
@@ -77,20 +81,23 @@ class Gated(nn.Module, abc.ABC):
     def forward(
         self,
         x: Tensor,
-        c_noise: Tensor,
+        c_noise: Tensor | None = None,
         y: Tensor | None = None,
         s: Tensor | None = None,
         *,
         augment: Tensor | None = None,
     ) -> Tensor:
+        if y is None and self.gate.no_class != LEARNGENES_ONLY:
+            y = torch.full(x.shape[:1], self.gate.num_classes, device=x.device)
         gating = self.gate(y)
         if isinstance(gating, Assigned) and sorts(x):
             gating = gating.segments()
-            x, c_noise = x.index_select(0, gating.order), c_noise.index_select(0, gating.order)
-            y, s, augment = (None if part is None else part.index_select(0, gating.order) for part in (y, s, augment))
+            x = x.index_select(0, gating.order)
+            c_noise, y, s, augment = (
+                None if part is None else part.index_select(0, gating.order) for part in (c_noise, y, s, augment)
+            )
         with self.gate.hold(gating, recomputing=self._recomputing):
-            known = {} if augment is None else {"augment": augment}  # most backbones know of no such argument
-            out = self.backbone(x, c_noise, y, s, **known)
+            out = called(self.backbone, x, c_noise, y, s, augment)
         return out.index_select(0, gating.inverse) if isinstance(gating, Segments) else out
 
     def tables(self) -> dict[str, ClassRows]:
@@ -100,6 +107,23 @@ class Gated(nn.Module, abc.ABC):
     @abc.abstractmethod
     def plain_layout(self) -> dict[str, Any]:
         """Return, for JSON, what must be known beside the weights and the dense backbone to build it again."""
+
+
+def called(
+    backbone: nn.Module,
+    x: Tensor,
+    c_noise: Tensor | None,
+    y: Tensor | None,
+    s: Tensor | None,
+    augment: Tensor | None = None,
+) -> Tensor:
+    """Call a backbone with what it takes: `nn.Sequential` x alone, others all, and augmentation labels if any."""
+    match backbone:
+        case nn.Sequential():
+            return backbone(x)
+        case _:
+            known = {} if augment is None else {"augment": augment}  # most backbones know of no such argument
+            return backbone(x, c_noise, y, s, **known)
 
 
 def sorts(x: Tensor) -> bool:
@@ -125,10 +149,23 @@ class Decomposed(Gated):
     def layout(self) -> Layout:
         """Return the structure, from which `blank` builds a model that these weights fit."""
         ranks = {n: (p.learngene_sigma.shape[0], p.tailor_sigma.shape[1]) for n, p in self.linears().items()}
-        return Layout(class_to_tailor=self.gate.class_to_tailor, ranks=ranks)
+        return Layout(class_to_tailor=self.gate.class_to_tailor, ranks=ranks, no_class=self.gate.no_class)
 
     def plain_layout(self) -> dict[str, Any]:
         return self.layout().plain()
+
+
+def check_decomposed(model: object) -> None:
+    """Refuse what is not a decomposed backbone, such as the `Denoiser` around one.
+
+    Raises:
+        TypeError: Saying what to give.
+    """
+    if not isinstance(model, Decomposed):
+        raise TypeError(
+            f"a Decomposed backbone is wanted, got a {type(model).__name__}: of a Denoiser give the .backbone, and take"
+            " what comes back by its .around(...)"
+        )
 
 
 def blank(backbone: nn.Module, layout: Layout) -> Decomposed:
@@ -137,7 +174,7 @@ def blank(backbone: nn.Module, layout: Layout) -> Decomposed:
     Raises:
         ValueError: If the layout names a layer that is no `nn.Linear` of the backbone, or another number of classes.
     """
-    gate = ClassGate(layout.class_to_tailor)
+    gate = ClassGate(layout.class_to_tailor, layout.no_class)
     backbone = copy.deepcopy(backbone)
     if gate.num_classes == 0:
         _forget_classes(backbone)
@@ -196,7 +233,7 @@ Rows = Callable[[str, ClassRows], Tensor]
 @torch.no_grad()
 def rebuilt(model: Decomposed, class_to_tailor: Sequence[int], recut: Recut, rows: Rows) -> Decomposed:
     """Return a copy with another class map, the components (learngenes, tailors) and the label rows that are given."""
-    gate = ClassGate(class_to_tailor)
+    gate = ClassGate(class_to_tailor, model.gate.no_class)
     backbone = copy.deepcopy(model.backbone)
     for name, linear in model.linears().items():
         learngenes, tailors = recut(name, linear)
@@ -221,4 +258,4 @@ def _forget_classes(backbone: nn.Module) -> None:
 
 def placed(model: T, device: torch.device) -> T:
     """Bring the buffers to the weights, unless those are to be loaded yet: nothing would bring the buffers back."""
-    return model if device.type == "meta" else model.to(device)
+    return model if any(p.device.type == "meta" for p in model.parameters()) else model.to(device)

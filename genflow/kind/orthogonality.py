@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from genflow.kind.model import Decomposed
+from genflow.kind.model import Decomposed, check_decomposed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,11 @@ def departures(model: Decomposed) -> dict[str, Departure]:
 
     KIND's paper speaks of singular vectors (arXiv 2408.07337); that nothing holds them orthonormal in training is
     unconfirmed there, and so here.
+
+    Raises:
+        TypeError: For what is no decomposed backbone.
     """
+    check_decomposed(model)
     found: dict[str, Departure] = {}
     for name, linear in model.linears().items():
         g = linear.learngenes

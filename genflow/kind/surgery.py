@@ -10,9 +10,11 @@ from typing import Literal, assert_never
 import torch
 from torch import Tensor, nn
 
-from genflow.kind.gate import DROPPED, ClassGate
+from genflow.kind.gate import DROPPED, LEARNGENES_ONLY, ClassGate
 from genflow.kind.linear import Components, KINDLinear
-from genflow.kind.model import Decomposed, assembled
+from genflow.kind.model import Decomposed, assembled, check_decomposed
+from genflow.nn.dit import DiT
+from genflow.nn.unet import UNet
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,7 @@ class KINDConfig:
             "interleaved" deals them out in turn, so that all have like energy.
         rescale: Multiply σ so that the active kernels have, in the mean square over classes, the Frobenius norm of the
             kernel that was decomposed. Without it a fresh network starts too quiet.
+        no_class: "learngenes": images of "no class", for guidance, have no tailor; "tailor": one of their own.
 
     Raises:
         ValueError: For values out of range.
@@ -46,6 +49,7 @@ class KINDConfig:
     linears: str = r"(.*\.)?(q|k|v|qkv|o|fc1|fc2)"
     order: Literal["descending", "interleaved"] = "descending"
     rescale: bool = True
+    no_class: Literal["learngenes", "tailor"] = "learngenes"
 
     def __post_init__(self) -> None:
         if not 0 < self.learngenes <= 1:
@@ -54,8 +58,20 @@ class KINDConfig:
             raise ValueError(f"tailor_rank must be at least 1, or None for what is left; got {self.tailor_rank}")
         if self.order not in ("descending", "interleaved"):
             raise ValueError(f'order must be "descending" or "interleaved", got {self.order!r}')
+        if self.no_class not in ("learngenes", "tailor"):
+            raise ValueError(f'no_class must be "learngenes" or "tailor", got {self.no_class!r}')
         if DROPPED in self.class_to_tailor:
             raise ValueError("class_to_tailor holds tailors from 0, or -1: a class is dropped later, by extract")
+
+    def gate(self) -> ClassGate:
+        """Return the gate; a tailor of "no class" has the name after those of the classes."""
+        match self.no_class:
+            case "learngenes":
+                return ClassGate(self.class_to_tailor)
+            case "tailor":
+                return ClassGate(self.class_to_tailor, max(self.class_to_tailor, default=LEARNGENES_ONLY) + 1)
+            case _:
+                assert_never(self.no_class)
 
 
 def matching_linears(backbone: nn.Module, pattern: str) -> dict[str, nn.Linear]:
@@ -88,14 +104,16 @@ def decompose(backbone: nn.Module, config: KINDConfig) -> Decomposed:
 
     Raises:
         ValueError: If no layer matches (the message names those there are), if the components do not fit in a
-            kernel, or if the class map is of another number of classes than the label table.
+            kernel, if the class map is of another number of classes than the label table, or if the backbone is
+            decomposed already.
+        TypeError: For a model that holds a backbone, such as a `Denoiser`.
     """
-    gate = ClassGate(config.class_to_tailor)
+    _check_dense(backbone)
+    gate = config.gate()
     backbone = copy.deepcopy(backbone)
     chosen = matching_linears(backbone, config.linears)
-    share = torch.bincount(gate.places[gate.places >= 0], minlength=len(gate.tailors)) / max(
-        gate.num_classes, 1
-    )  # (C,)
+    owned = gate.places[:-1][gate.places[:-1] >= 0]
+    share = torch.bincount(owned, minlength=len(gate.tailors)) / max(gate.num_classes, 1)  # (C,)
     for name, linear in chosen.items():
         learngenes, tailors = _factors(linear.weight, name, share, config)
         backbone.set_submodule(name, KINDLinear(learngenes, tailors, linear.bias, gate.switch))
@@ -106,16 +124,19 @@ def decompose(backbone: nn.Module, config: KINDConfig) -> Decomposed:
 def merge(model: Decomposed, label: int | None = None) -> nn.Module:
     """Return the dense backbone of one class: the same layers and shapes as before it was decomposed.
 
-    `W(label) = Σ_G u_i σ_i v_i + Σ_{j in tailor(label)} u_j σ_j v_j`, formed in float32 at least. `None`, like the
-    label `num_classes`, is learngenes only. The network still wants its label as an input, for its label table.
+    `W(label) = Σ_G u_i σ_i v_i + Σ_{j in tailor(label)} u_j σ_j v_j`, formed in float32 at least. `None` is the label
+    `num_classes`, "no class": as a rule learngenes only. The network still wants its label as an input, for its label
+    table.
 
     Raises:
         ValueError: For a label out of range, or of a class that was dropped.
+        TypeError: For what is no decomposed backbone.
     """
+    check_decomposed(model)
     gate = model.gate
     if label is not None and not 0 <= label <= gate.num_classes:
         raise ValueError(f"labels run from 0 to {gate.num_classes}, which is no class; got {label}")
-    tailor = -1 if label is None or label == gate.num_classes else gate.class_to_tailor[label]
+    tailor = gate.no_class if label is None or label == gate.num_classes else gate.class_to_tailor[label]
     if tailor == DROPPED:
         raise ValueError(f"this model was extracted without class {label}: it has {list(gate.kept)}")
     active = [gate.tailors.index(tailor)] if tailor >= 0 else []
@@ -125,6 +146,18 @@ def merge(model: Decomposed, label: int | None = None) -> nn.Module:
     for name, table in model.tables().items():
         backbone.set_submodule(name, table.whole())
     return backbone.train(model.training)
+
+
+def _check_dense(backbone: nn.Module) -> None:
+    """Refuse what is decomposed, in part or whole, and a model around one of our backbones."""
+    if any(isinstance(part, KINDLinear) for part in backbone.modules()):
+        raise ValueError("this backbone is decomposed already: give the dense one, or merge(model, label) of one class")
+    held = [name for name, part in backbone.named_children() if isinstance(part, DiT | UNet)]
+    if held:
+        raise TypeError(
+            f"decompose takes a backbone, and this {type(backbone).__name__} holds one: give its .{held[0]}, and of a"
+            " Denoiser take what comes back by its .around(...)"
+        )
 
 
 def _dense(linear: KINDLinear, active: list[int]) -> nn.Linear:
@@ -147,9 +180,10 @@ def _factors(kernel: Tensor, name: str, share: Tensor, config: KINDConfig) -> tu
         rank = (full - fixed) // count if count else 1
     if fixed + count * rank > full or rank < 1:
         fits = (full - fixed) // count if count else 0
+        room = f"room for {count} tailors of rank {fits} at most, got {rank}" if fits else f"none for {count} tailors"
         raise ValueError(
-            f"{name} has min(m, n) = {full} components: {fixed} learngenes leave room for {count} tailors of rank "
-            f"{fits} at most, got {config.tailor_rank}. Choose fewer learngenes, a lower rank, or classes that share"
+            f"{name} has min(m, n) = {full} components: {fixed} learngenes leave {room}. Choose fewer learngenes, a "
+            "lower rank, or classes that share"
         )
     wide = kernel.detach().to(torch.promote_types(kernel.dtype, torch.float32))
     u, sigma, v = torch.linalg.svd(wide, full_matrices=False)  # (m, full), (full,), (full, n)

@@ -98,7 +98,12 @@ def test_a_class_named_twice_is_named_once():
 
 
 def test_what_new_tailors_cannot_be_is_refused():
-    for given, said in (({"rank": 0}, "at least 1, got 0"), ({"init": "slient"}, "got 'slient'")):
+    for given, said in (
+        ({"rank": 0}, "at least 1, got 0"),
+        ({"init": "slient"}, "got 'slient'"),
+        ({"scale": 0.0}, 'got 0; init="silent" starts them at 0'),
+        ({"scale": math.nan}, "got nan"),
+    ):
         with pytest.raises(ValueError, match=said):
             add_tailors(remove_tailors(model()), 1, **given)
 
@@ -179,6 +184,10 @@ def test_new_tailors_are_random_and_small_or_silent():
         torch.testing.assert_close(part.tailor_v.norm(dim=2), torch.ones(3, 6))
         expected = 0.3 * part.learngene_sigma.abs().mean()
         torch.testing.assert_close(part.tailor_sigma, expected.expand(3, 6))
+    louder = add_tailors(bare, 3, rank=6, scale=0.9, generator=torch.Generator().manual_seed(1))
+    for part, quiet in zip(louder.linears().values(), random.linears().values(), strict=True):
+        torch.testing.assert_close(part.tailor_sigma, 3 * quiet.tailor_sigma)
+        assert torch.equal(part.tailor_u, quiet.tailor_u)
     x, c, y = inputs([0, 1, 2, 3])
     torch.testing.assert_close(silent(x, c, y), bare(x, c), rtol=0, atol=1e-6)
     assert (random(x, c, y) - bare(x, c))[:3].abs().amax(dim=(1, 2, 3)).min() > 1e-3
@@ -265,7 +274,7 @@ def test_strangers_are_not_recombined():
             recombine(order)
     with pytest.raises(ValueError, match="class 5 has another tailor"):
         recombine([add_tailors(extract(whole, {0}), 1), add_tailors(extract(whole, {1}), 1)])
-    with pytest.raises(ValueError, match="as many labels: 5 and 6"):
+    with pytest.raises(ValueError, match="as many labels, and these have 5 and 6: to have new classes"):
         recombine([whole, add_tailors(whole, 1)])
     with pytest.raises(ValueError, match="not parts of one model"):
         recombine([whole, model(which="unet")])

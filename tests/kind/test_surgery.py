@@ -156,7 +156,7 @@ def test_a_layout_builds_a_model_that_the_weights_fit(which):
         ({"class_to_tailor": (0, -3, 1, 1)}, "got \\(0, -3, 1, 1\\)"),
         ({"class_to_tailor": (0, 1)}, "labels for 4 classes, and the class map names 2"),
         ({"tailor_rank": 12}, "q has min.* = 64 components: 17 learngenes leave room for 4 tailors of rank 11"),
-        ({"learngenes": 1.0}, "room for 4 tailors of rank 0"),
+        ({"learngenes": 1.0}, "64 learngenes leave none for 4 tailors"),
         ({"linears": r"attn\..*"}, "no nn.Linear has a name.*this backbone has .*blocks.0.attention.q"),
     ],
 )

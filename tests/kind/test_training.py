@@ -230,6 +230,27 @@ def test_a_transfer_of_everything_trains_everything() -> None:
     assert not any(torch.equal(p, before[name]) for name, p in trained.named_parameters())
 
 
+def test_a_transfer_of_learngenes_leaves_tailors_and_label_rows() -> None:
+    start = save_edm("start")
+    trained = whole(config_of(surgery=TransferConfig(trains="learngenes"), init="start", **EDM)).objective.denoiser
+    before, own = dict(start.named_parameters()), {id(p) for p in class_parameters(trained.backbone)}
+    for name, p in trained.named_parameters():
+        assert torch.equal(p, before[name]) == (id(p) in own), name
+
+
+def test_a_tailor_of_no_class_is_trained_by_dropped_labels() -> None:
+    config = config_of(surgery=replace(KIND, no_class="tailor"))
+    fresh = build_denoiser(config, (1, 8, 8), 3).backbone
+    torch.manual_seed(0)
+    trained = whole(config).objective.denoiser.backbone
+    assert isinstance(trained, kind.Decomposed)
+    assert trained.gate.tailors == (0, 1, 2, 3)
+    assert fresh.layout() == trained.layout()
+    loaded = Denoiser.from_pretrained("runs/run/model").backbone
+    assert isinstance(loaded, kind.Decomposed)
+    assert loaded.layout() == trained.layout()
+
+
 def test_classes_of_the_data_are_those_that_the_model_has_kept() -> None:
     """Of a model that was extracted from one of three, whose labels go on being 0 and 2."""
     save_edm("start", operate=lambda m: kind.extract(m, [0, 2]))

@@ -1,0 +1,99 @@
+"""Backbones of somebody else: plain stacks of layers, networks that folders cannot name, and what is no backbone."""
+
+import pytest
+import torch
+from torch import nn
+
+from genflow import kind
+from genflow.denoiser import Denoiser
+from genflow.kind import KINDConfig, decompose, extract, info, merge
+from genflow.nn import DiT, dit_preset
+from genflow.parameterizations import PredictVelocity
+from genflow.schedules import Linear
+
+CLASSES = KINDConfig(class_to_tailor=(0, 1, 0), linears=r"\d+", learngenes=0.5)
+
+
+def stack():
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 24), nn.Tanh(), nn.Linear(24, 16), nn.Unflatten(1, (1, 4, 4)))
+
+
+class Foreign(nn.Module):
+    """A network with labels of its own, called as backbones are."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = nn.Embedding(4, 16)
+        self.fc1, self.fc2 = nn.Linear(16, 24), nn.Linear(24, 16)
+
+    def forward(self, x, c_noise, y, s):
+        h = x.flatten(1) + c_noise[:, None] + self.rows(y)
+        return self.fc2(self.fc1(h).tanh()).view_as(x)
+
+
+def denoiser_of(backbone):
+    return Denoiser(backbone, Linear(), PredictVelocity(), image_shape=(1, 4, 4), num_classes=3).eval()
+
+
+def test_a_stack_of_layers_is_called_with_images_alone():
+    model = decompose(stack(), CLASSES)
+    x, y = torch.randn(5, 1, 4, 4), torch.tensor([2, 3, 0, 1, 1])
+    out = model(x, y=y)
+    for b in range(5):
+        torch.testing.assert_close(out[b : b + 1], merge(model, int(y[b]))(x[b : b + 1]))
+    with model.gate.hold(model.gate(y)):
+        torch.testing.assert_close(model.backbone(x), out)
+    torch.testing.assert_close(extract(model, [1])(x[3:], y=y[3:]), out[3:])
+    torch.testing.assert_close(denoiser_of(model)(x, torch.tensor(0.5), y), out)
+
+
+def test_a_stack_of_layers_is_counted():
+    model = decompose(stack(), CLASSES)
+    found = info(model, (1, 4, 4))
+    widths = 16 + 24
+    assert found.learngenes.macs == 2 * 8 * widths
+    assert found.tailors.macs == 2 * 4 * widths
+    assert found.total.parameters == sum(p.numel() for p in model.parameters())
+    vectors = decompose(nn.Sequential(nn.Linear(16, 24), nn.Linear(24, 8)), CLASSES)
+    assert info(vectors, (16,)).total.parameters == sum(p.numel() for p in vectors.parameters())
+
+
+def test_a_saved_part_of_a_foreign_network_is_built_around_the_dense_one(tmp_path):
+    dense = Foreign()
+    small = denoiser_of(extract(decompose(dense, KINDConfig(class_to_tailor=(0, 1, 2), learngenes=0.5)), [0, 2]))
+    small.save_pretrained(tmp_path)
+    x, t, y = torch.randn(3, 1, 4, 4), torch.tensor(0.5), torch.tensor([0, 2, 3])
+    for given in (Foreign(), small.backbone):
+        loaded = Denoiser.from_pretrained(tmp_path, backbone=given)
+        assert torch.equal(loaded.denoise(x, t, y), small.denoise(x, t, y))
+        assert loaded.classes == (0, 2)
+    with pytest.raises(ValueError, match=r"Foreign is not genflow's: build it and pass it as backbone="):
+        Denoiser.from_pretrained(tmp_path)
+    merged = small.around(merge(small.backbone, 2))  # a dense network stays dense
+    assert isinstance(merged.backbone, Foreign)
+
+
+def test_models_around_backbones_are_sent_back():
+    network = DiT(image_size=(4, 4), in_channels=1, num_classes=3, **dit_preset("tiny"))
+    with pytest.raises(TypeError, match=r"this Denoiser holds one: give its \.backbone, and .*\.around"):
+        decompose(denoiser_of(network), KINDConfig(class_to_tailor=(0, 1, 2)))
+    model = decompose(network, KINDConfig(class_to_tailor=(0, 1, 2)))
+    for again in (model, model.backbone, denoiser_of(model)):
+        with pytest.raises(ValueError, match=r"decomposed already: give the dense one, or merge"):
+            decompose(again, KINDConfig(class_to_tailor=(0, 1, 2)))
+    optimizer = torch.optim.Adam(model.parameters())
+    for wrong, said in ((denoiser_of(model), "got a Denoiser: of a Denoiser give the .backbone"), (network, "a DiT")):
+        for call in (
+            lambda m: extract(m, [0]),
+            lambda m: kind.recombine([model, m]),
+            lambda m: kind.add_tailors(m, 1),
+            kind.remove_tailors,
+            lambda m: kind.freeze(m, "learngenes"),
+            lambda m: kind.with_gate_of(m, 0),
+            lambda m: merge(m, 0),
+            lambda m: info(m, (1, 4, 4)),
+            kind.departures,
+            lambda m: kind.lazy_tailors(optimizer, m),
+        ):
+            with pytest.raises(TypeError, match=said):
+                call(wrong)
