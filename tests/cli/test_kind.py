@@ -348,6 +348,25 @@ def test_the_workflow_of_the_recipes(capsys) -> None:
     assert "digits-test, classes 6 7 8 9" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("recipe", ["tiny-kind-ict", "tiny-kind-reflow"])
+def test_one_step_models_of_the_recipes_come_apart(recipe) -> None:
+    """By iCT from nothing, and by 2-RF++ on the pairs of a decomposed model, whose classes are its own."""
+    if recipe == "tiny-kind-reflow":
+        assert main(["train", "tiny-kind", *TINY]) == 0
+        assert main(["pairs", "runs/tiny-kind", "--num", "24", "--steps", "1", "--out", "pairs/tiny-kind"]) == 0
+    assert main(["train", recipe, *TINY, "--train.steps", "3"]) == 0  # one for each number of iCT's levels
+    run("extract", f"runs/{recipe}", "--classes", "1,4", "-o", "small")
+    whole, small = Denoiser.from_pretrained(f"runs/{recipe}/model"), Denoiser.from_pretrained("small")
+    assert whole.steps == small.steps == 1
+    assert (whole.classes, small.classes) == ((*range(6),), (1, 4))
+    assert torch.equal(drawn(small, [4, 1, 4]), drawn(whole, [4, 1, 4]))
+    run("recombine", "small", f"runs/{recipe}", "-o", "both")
+    assert_same(Denoiser.from_pretrained("both").state_dict(), whole.state_dict())
+    named = ["--read-as", "digits", "--keep", *"012345"] if recipe == "tiny-kind-reflow" else []  # pairs name no digits
+    run("draw", f"runs/{recipe}", *named, "-o", "kind.png", "--num", "1", "--out", "kind.json")
+    assert json.loads(Path("kind.json").read_text())
+
+
 def test_old_and_new_classes_meet_again_after_a_transfer() -> None:
     """The new classes of a grown model are trained apart from the old ones, and put beside them."""
     assert main(["train", "tiny-kind", *TINY]) == 0

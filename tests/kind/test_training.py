@@ -162,6 +162,27 @@ def test_a_resumed_run_of_every_objective_is_bitwise_the_whole_one(method) -> No
     assert_same(saved.state_dict(), one.ema.denoiser.state_dict())
 
 
+@pytest.mark.slow
+def test_a_compiled_run_is_the_plain_one_up_to_rounding(monkeypatch) -> None:
+    """Compiled code is told of the gate by its inputs, and does not sort its batches, which moves dropout's masks."""
+    compiling, compiled = torch.nn.Module.compile, []
+
+    def watched(network, **_) -> None:
+        compiled.append(network)
+        compiling(network, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", watched)
+    torch._dynamo.reset()
+    parts = {"backbone": replace(DIT, dropout=0.0), "train": {"gradient_checkpointing": True}}
+    parts |= {"optim": OptimConfig(eps=1e-2)}  # steps like gradients, whatever their size
+    plain, fast = (whole(config_of(f"run-{c}", compile=c, **parts)) for c in (False, True))
+    assert [type(network) for network in compiled] == [kind.Decomposed]
+    fresh = trainer_of(config_of("fresh", **parts)).objective.denoiser
+    sides = (plain.objective.denoiser, fast.objective.denoiser, fresh)
+    for a, b, start in zip(*(side.parameters() for side in sides), strict=True):
+        assert (a - b).norm() <= 1e-3 * (a - start).norm() + 1e-9
+
+
 def test_kernels_without_tailors_train_save_and_resume() -> None:
     """Their tensors are empty, which optimisers, averages and files must bear."""
     config = config_of(surgery=replace(KIND, class_to_tailor=(-1, -1, -1)), optim=OptimConfig(clip=0.5))
