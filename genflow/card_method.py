@@ -66,7 +66,11 @@ def _gated(denoiser: Denoiser) -> str:
 
 def _tailors(gate: ClassGate, parameters: int) -> str:
     """Say how many tailors there are, and whose they are, by the class map."""
-    owners = [[c for c in gate.kept if gate.class_to_tailor[c] == tailor] for tailor in gate.tailors]
+    owners = [
+        [c for c in gate.kept if gate.class_to_tailor[c] == tailor]
+        for tailor in gate.tailors
+        if tailor != gate.no_class
+    ]
     bare = [c for c in gate.kept if gate.class_to_tailor[c] == LEARNGENES_ONLY]
     counts = [len(classes) for classes in owners]
     told = plural(len(owners), "tailor")
@@ -76,6 +80,8 @@ def _tailors(gate: ClassGate, parameters: int) -> str:
         told += f" of the classes {', '.join(map(_set, owners))}"
     else:
         told += f" of {' to '.join(map(str, sorted({min(counts), max(counts)})))} classes each"
+    if gate.no_class != LEARNGENES_ONLY:
+        told += ' and one of "no class"'
     told += f" ({parameters:,})"
     if bare:
         told += f", none of them of {_set(bare) if len(bare) <= CLASSES else f'the other {len(bare)}'}"
@@ -95,7 +101,9 @@ def _fitted(run: Config) -> str:
         case KINDConfig():
             return f"What was decomposed are the weights of `{start}`." if start else ""
         case TransferConfig(trains=trains):
-            part = "the tailors and label rows alone were" if trains == "tailors" else "everything was"
+            shared = "the learngenes and all else that is shared were"
+            parts = {"tailors": "the tailors and label rows alone were", "learngenes": shared, "all": "everything was"}
+            part = parts[trains]
             return f"It is KIND's transfer of the decomposed model `{start}`, of which {part} trained."
         case adapter:
             return f"It was fitted to its classes from the model `{start}`, by `{_show(adapter)}`."

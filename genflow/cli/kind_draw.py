@@ -52,7 +52,7 @@ class DrawArguments:
     steps: int = 0
     """Steps of the sampler; 0 is the model's default."""
     guidance: float = 1.0
-    """Scale of classifier-free guidance; 1 is none. No class is learngenes only, under any gate."""
+    """Scale of classifier-free guidance; 1 is none. No class stays what it is, under any gate."""
     read_as: Literal["auto", "digits", "mnist5k", "none"] = "auto"
     """Whose classifier reads the samples: that of the set the run was on, one of these, or none."""
     keep: tuple[int, ...] = ()

@@ -299,6 +299,13 @@ def test_a_card_tells_whose_the_tailors_are(class_to_tailor, said) -> None:
     assert said in method(build_denoiser(config, (1, 8, 8), count), config)
 
 
+def test_a_card_tells_of_a_tailor_of_no_class() -> None:
+    config = replace(make_config(Path(), DIT), surgery=replace(KIND, no_class="tailor"), **EDM)
+    assert 'and 4 tailors of single classes and one of "no class" (' in method(
+        build_denoiser(config, (1, 8, 8), 4), config
+    )
+
+
 @pytest.mark.parametrize(
     ("surgery", "init", "said"),
     [
@@ -309,6 +316,7 @@ def test_a_card_tells_whose_the_tailors_are(class_to_tailor, said) -> None:
             "transfer of the decomposed model `whole`, of which the tailors and label rows",
         ),
         (TransferConfig(trains="all"), "runs/whole/model", "model `whole`, of which everything was trained."),
+        (TransferConfig(trains="learngenes"), "runs/whole", "of which the learngenes and all else that is shared were"),
         (
             LoRAConfig(rank=2),
             "runs/dense/model",
