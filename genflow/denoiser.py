@@ -26,6 +26,7 @@ from genflow.denoiser_parts import (
 )
 from genflow.files import write_text
 from genflow.kind.model import Gated
+from genflow.nn.calling import called
 from genflow.parameterizations import ConsistencyKarras, Parameterization
 from genflow.schedules import Schedule, expand
 
@@ -37,7 +38,8 @@ class Denoiser(ModelMixin, ConfigMixin):
 
     ``denoise(x_t, t, y) = c_skip x_t + c_out backbone(c_in x_t, c_noise, y)``. ``backbone`` is any module called as
     ``(x, c_noise, y, s)`` on ``x`` (B, C, H, W), ``c_noise`` (B,) float32, labels ``y`` (B,) int64 or None, and the
-    target time ``s`` (B,) or None; where ``augment`` (B, K) is given, which only training does, as ``augment=`` too.
+    target time ``s`` (B,) or None; where ``augment`` (B, K) is given, which only training does, as ``augment=`` too. A
+    plain ``nn.Sequential`` is given ``x`` alone.
     ``num_classes`` itself is the label "no class", and so is ``y = None``.
 
     The configuration holds the image shape (C, H, W), the number of classes, and how to sample by default: the
@@ -46,7 +48,8 @@ class Denoiser(ModelMixin, ConfigMixin):
     trained on; "" if there were none. Saved as a diffusers folder: config.json and safetensors.
     Source of the form: "Elucidating the Design Space of Diffusion-Based Generative Models", arXiv 2206.00364, eq. 7.
 
-    Raises ``ValueError`` for a time grid that does not run from a positive time down to 0.
+    Raises ``ValueError`` for a time grid that does not run from a positive time down to 0, and for a backbone that
+    holds a ``Denoiser``.
     """
 
     config_name = "config.json"
@@ -67,6 +70,11 @@ class Denoiser(ModelMixin, ConfigMixin):
         teacher: str = "",
     ) -> None:
         super().__init__()
+        if any(isinstance(part, Denoiser) for part in backbone.modules()):
+            raise ValueError(
+                f"this {type(backbone).__name__} is or holds a Denoiser, and what a Denoiser takes is a network: give"
+                " the .backbone of the one inside, or what genflow.kind makes of that"
+            )
         self.backbone = backbone
         self.schedule = schedule
         self.parameterization = parameterization
@@ -113,8 +121,7 @@ class Denoiser(ModelMixin, ConfigMixin):
         if y is None and self.num_classes:
             y = torch.full(batch, self.num_classes, device=x_t.device)
         x_in = (expand(row.c_in, x_t) * x_t).to(_weight_dtype(self.backbone))
-        told = {} if augment is None else {"augment": augment}  # most backbones know of no such argument
-        return self.backbone(x_in, c_noise, y, s, **told).float()
+        return called(self.backbone, x_in, c_noise, y, s, augment).float()
 
     def denoise(
         self,

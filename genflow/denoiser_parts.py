@@ -52,10 +52,15 @@ def build_backbone(part: dict[str, Any], given: nn.Module | None = None) -> nn.M
     """Return a fresh network of what ``describe_backbone`` says; ``given`` stands in for the innermost one.
 
     One that has its gate already is returned as it is.
-    Raises ``ValueError`` for somebody else's of which none is given.
+    Raises ``ValueError`` for somebody else's of which none is given, and for one whose gate is another.
     """
     match part["class"]:
         case _ if isinstance(given, Gated):
+            if (type(given).__name__, given.plain_layout()) != (part["class"], part["arguments"].get("layout")):
+                raise ValueError(
+                    "the backbone that was given is gated otherwise than the saved one: give the dense network, around"
+                    " which it is built again"
+                )
             return given
         case "Decomposed":
             arguments = part["arguments"]

@@ -55,7 +55,7 @@ def info(model: Decomposed, image_shape: Sequence[int]) -> Info:
     Nothing is computed for it, whatever the size of the model and wherever it lies, the meta device included.
 
     Raises:
-        TypeError: For what is no decomposed backbone.
+        ValueError: For what is no decomposed backbone.
     """
     check_decomposed(model)
     linears = model.linears()
@@ -111,7 +111,7 @@ def _trace(model: Decomposed, image_shape: Sequence[int]) -> tuple[dict[str, int
                 for name, value in held.items()
             }
             x, c_noise = torch.empty(1, *image_shape), torch.empty(1)
-            inputs = (x,) if isinstance(model.backbone, nn.Sequential) else (x, c_noise, None, None)
+            inputs = (x,) if type(model.backbone) is nn.Sequential else (x, c_noise, None, None)
             torch.func.functional_call(model.backbone, ghosts, inputs)
     finally:
         for hook in hooks:

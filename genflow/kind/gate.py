@@ -79,6 +79,10 @@ class Switch:
 
     def __init__(self) -> None:
         self.gating: Gating | None = None
+        self.mixture: Tensor | None = None  # what stands in for the tailors of classes
+
+    def __deepcopy__(self, _: dict[int, object]) -> Switch:
+        return Switch()  # a copy is between passes, and of nobody's mixture
 
 
 @final
@@ -116,7 +120,6 @@ class ClassGate(nn.Module):
         self.places: Tensor
         self.register_buffer("places", torch.tensor(places), persistent=False)  # (num_classes + 1,)
         self.switch = Switch()
-        self._mixture: Tensor | None = None
 
     @property
     def num_classes(self) -> int:
@@ -143,10 +146,16 @@ class ClassGate(nn.Module):
                 "for no class"
             )
         own = Assigned(tailors)
-        if self._mixture is None:
+        mixture = self.switch.mixture
+        if mixture is None:
             return own
+        if mixture.ndim == 2 and len(mixture) != len(y):
+            raise ValueError(
+                f"there are mixtures for {len(mixture)} images, and the network got {len(y)}, which guidance doubles:"
+                " give one for each, or (C,) weights for all"
+            )
         known = (y < self.num_classes)[:, None]  # (B, 1)
-        return Mixed(torch.where(known, self._mixture, own.weights(len(self.tailors))))
+        return Mixed(torch.where(known, mixture, own.weights(len(self.tailors))))
 
     @contextlib.contextmanager
     def mix(self, weights: Tensor) -> Iterator[None]:
@@ -155,22 +164,23 @@ class ClassGate(nn.Module):
         The model is called as ever, from within a `Denoiser` too; a label still chooses its row of the label table,
         and "no class" stays what it is, so that guidance has the same meaning.
 
-        Shapes: weights (C,), for every image, or (B, C), of the tailors in the order of `tailors`.
+        Shapes: weights (C,), for every image, or (B, C) for the B images that the network gets in each call, of the
+        tailors in the order of `tailors`.
         Source: softmax gates as in DivControl (arXiv 2507.23620); KIND itself has binary ones.
 
         Raises:
-            ValueError: For weights of another number of tailors.
+            ValueError: For weights of another number of tailors, and in the call of another number of images.
         """
         if weights.shape[-1:] != (len(self.tailors),) or weights.ndim > 2:
             raise ValueError(
                 f"there are {len(self.tailors)} tailors to mix, and weights have shape {tuple(weights.shape)}"
             )
-        before = self._mixture
-        self._mixture = weights
+        before = self.switch.mixture
+        self.switch.mixture = weights
         try:
             yield
         finally:
-            self._mixture = before
+            self.switch.mixture = before
 
     @contextlib.contextmanager
     def hold(self, gating: Gating, *, recomputing: bool = False) -> Iterator[None]:

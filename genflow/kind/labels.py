@@ -54,9 +54,11 @@ class ClassRows(nn.Module):
         return cls(rows, table.weight[-1:], class_to_tailor)
 
     def whole(self) -> LabelTable:
-        """Return a plain table; a dropped class gets the row of "no class"."""
-        table = LabelTable(self.num_classes, self.rows.shape[1])
+        """Return a plain table, of one class at least; classes that are not here get the row of "no class"."""
         places = self.places.clamp(max=len(self.rows))
+        if not self.num_classes:  # a backbone that is built without classes would have no table
+            places = places.expand(2)
+        table = LabelTable(len(places) - 1, self.rows.shape[1])
         table.weight = nn.Parameter(self._table().detach().index_select(0, places))
         return table
 

@@ -21,7 +21,7 @@ def lazy_tailors(optimizer: torch.optim.Optimizer, model: Decomposed) -> None:
     Unconfirmed in KIND's paper (arXiv 2408.07337), whose optimizer is taken to be plain AdamW, as by default here.
 
     Raises:
-        TypeError: For what is no decomposed backbone.
+        ValueError: For what is no decomposed backbone.
     """
     check_decomposed(model)
     watched = class_parameters(model)

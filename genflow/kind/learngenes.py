@@ -29,8 +29,9 @@ def extract(model: Decomposed, classes: Iterable[int], *, max_params: int | None
     paper leaves out learngenes is unconfirmed.
 
     Raises:
-        ValueError: For classes that the model does not have, and if even one learngene a layer is too much.
-        TypeError: For classes that are not whole numbers, and for what is no decomposed backbone.
+        ValueError: For classes that the model does not have, if even one learngene a layer is too much, and for what
+            is no decomposed backbone.
+        TypeError: For classes that are not whole numbers.
     """
     check_decomposed(model)
     gate, classes = model.gate, sorted({operator.index(c) for c in classes})
@@ -65,8 +66,8 @@ def recombine(parts: Sequence[Decomposed]) -> Decomposed:
     Source: "KIND: Knowledge Integration and Diversion for Training Decomposable Models" (arXiv 2408.07337).
 
     Raises:
-        ValueError: If there are no parts, or if they differ in what they share; the first tensor that does is named.
-        TypeError: For what is no decomposed backbone.
+        ValueError: If there are no parts, if they differ in what they share (the first tensor that does is named), and
+            for what is no decomposed backbone.
     """
     if not parts:
         raise ValueError("there is nothing to recombine: give one decomposed model at least")
@@ -117,16 +118,16 @@ def add_tailors(
 
     Raises:
         ValueError: For a count below 1, a rank that is not that of the tailors held, and one above min(m, n) of a
-            kernel or below 1, another `init` than those two, and a scale that is not positive.
-        TypeError: For what is no decomposed backbone.
+            kernel or below 1, another `init` than those two, a scale of random tailors that is not positive, and for
+            what is no decomposed backbone.
     """
     check_decomposed(model)
     if count < 1:
         raise ValueError(f"at least one tailor can be added, got {count}")
     if init not in ("random", "silent"):
         raise ValueError(f'new tailors start "random" or "silent", got {init!r}')
-    if not 0 < scale < math.inf:
-        raise ValueError(f'the scale of new tailors must be positive, got {scale:g}; init="silent" starts them at 0')
+    if init == "random" and not 0 < scale < math.inf:
+        raise ValueError(f"the scale of random tailors must be positive, got {scale:g}: silent ones start at 0")
     gate = model.gate
     fresh = max(gate.tailors, default=-1) + 1
     size = scale if init == "random" else 0.0
@@ -150,12 +151,13 @@ def add_tailors(
 def remove_tailors(model: Decomposed, classes: Collection[int] | None = None) -> Decomposed:
     """Return a copy without these classes (all, if left out), as if they had never been; later labels move down.
 
-    A tailor goes with the last of its classes. Without any the model is its learngenes: add tailors to transfer them.
-    Classes that were dropped before lose their labels too.
+    A tailor goes with the last of its classes, and that of "no class" never. Without any class the model is its
+    learngenes: add tailors to transfer them. Classes that were dropped before lose their labels too. Label tables are
+    ours (`genflow.nn.embeddings.LabelTable`): a network that has one of another make must be told of its classes by
+    hand, here and by `add_tailors`.
 
     Raises:
-        ValueError: For classes out of range.
-        TypeError: For what is no decomposed backbone.
+        ValueError: For classes out of range, and for what is no decomposed backbone.
     """
     check_decomposed(model)
     gate = model.gate
@@ -176,12 +178,15 @@ def freeze(model: Decomposed, part: Literal["learngenes", "tailors"]) -> None:
     """Train only the other part from now on: tailors and label rows of the classes, or all that is shared.
 
     "learngenes" is the transfer to new classes: what is frozen includes biases, embeddings and the row of "no class".
+    Models that are made of this one are trained whole again.
 
     Raises:
-        ValueError: For another part.
-        TypeError: For what is no decomposed backbone.
+        ValueError: For another part, for a model with a tailor of "no class", which lies among the others and belongs
+            to no class, and for what is no decomposed backbone.
     """
     check_decomposed(model)
+    if model.gate.no_class >= 0:
+        raise ValueError('a model with a tailor of "no class", which is shared, is trained whole: nothing is frozen')
     if part not in ("learngenes", "tailors"):
         raise ValueError(f'what can be frozen is "learngenes" or "tailors", got {part!r}')
     own = {id(p) for p in class_parameters(model)}

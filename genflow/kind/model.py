@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from genflow.kind.gate import LEARNGENES_ONLY, Assigned, ClassGate, Segments
 from genflow.kind.labels import ClassRows
 from genflow.kind.linear import Components, KINDLinear
+from genflow.nn.calling import called
 from genflow.nn.dit import DiT
 from genflow.nn.embeddings import LabelTable
 from genflow.nn.unet import UNet
@@ -56,7 +57,7 @@ class Gated(nn.Module, abc.ABC):
     Set `gradient_checkpointing` here, not on the backbone inside: blocks that are computed again in the backward pass
     then find the gate of their own pass.
 
-    Shapes: as the backbone's; y (B,) int64 in [0, num_classes] or None, which opens no tailor.
+    Shapes: as the backbone's; y (B,) int64 in [0, num_classes] or None, which is no class for all.
 
     Raises:
         ValueError: For labels of classes that were dropped, on the host; on a device they are out of range.
@@ -109,23 +110,6 @@ class Gated(nn.Module, abc.ABC):
         """Return, for JSON, what must be known beside the weights and the dense backbone to build it again."""
 
 
-def called(
-    backbone: nn.Module,
-    x: Tensor,
-    c_noise: Tensor | None,
-    y: Tensor | None,
-    s: Tensor | None,
-    augment: Tensor | None = None,
-) -> Tensor:
-    """Call a backbone with what it takes: `nn.Sequential` x alone, others all, and augmentation labels if any."""
-    match backbone:
-        case nn.Sequential():
-            return backbone(x)
-        case _:
-            known = {} if augment is None else {"augment": augment}  # most backbones know of no such argument
-            return backbone(x, c_noise, y, s, **known)
-
-
 def sorts(x: Tensor) -> bool:
     """Tell whether a pass over this batch sorts it by tailor.
 
@@ -137,7 +121,7 @@ def sorts(x: Tensor) -> bool:
 
 @final
 class Decomposed(Gated):
-    """A backbone with decomposed kernels and the gate that drives them; y = None is learngenes only for all.
+    """A backbone with decomposed kernels and the gate that drives them.
 
     Source: "KIND: Knowledge Integration and Diversion for Training Decomposable Models" (arXiv 2408.07337).
     """
@@ -159,10 +143,10 @@ def check_decomposed(model: object) -> None:
     """Refuse what is not a decomposed backbone, such as the `Denoiser` around one.
 
     Raises:
-        TypeError: Saying what to give.
+        ValueError: Saying what to give.
     """
     if not isinstance(model, Decomposed):
-        raise TypeError(
+        raise ValueError(  # noqa: TRY004  as for every bad input
             f"a Decomposed backbone is wanted, got a {type(model).__name__}: of a Denoiser give the .backbone, and take"
             " what comes back by its .around(...)"
         )
@@ -200,7 +184,7 @@ def blank(backbone: nn.Module, layout: Layout) -> Decomposed:
 def assembled(backbone: nn.Module, gate: ClassGate, *, device: torch.device) -> Decomposed:
     """Return the model of a backbone whose kernels are decomposed already, after cutting its label tables in place."""
     split_tables(backbone, gate.class_to_tailor)
-    return placed(Decomposed(backbone, gate), device).train(backbone.training)
+    return _trainable(placed(Decomposed(backbone, gate), device)).train(backbone.training)
 
 
 def split_tables(backbone: nn.Module, class_to_tailor: Sequence[int]) -> None:
@@ -232,7 +216,10 @@ Rows = Callable[[str, ClassRows], Tensor]
 
 @torch.no_grad()
 def rebuilt(model: Decomposed, class_to_tailor: Sequence[int], recut: Recut, rows: Rows) -> Decomposed:
-    """Return a copy with another class map, the components (learngenes, tailors) and the label rows that are given."""
+    """Return a copy with another class map, the components (learngenes, tailors) and the label rows that are given.
+
+    All of it is trained, whatever was frozen before.
+    """
     gate = ClassGate(class_to_tailor, model.gate.no_class)
     backbone = copy.deepcopy(model.backbone)
     for name, linear in model.linears().items():
@@ -244,7 +231,7 @@ def rebuilt(model: Decomposed, class_to_tailor: Sequence[int], recut: Recut, row
         tell_classes(backbone, gate.num_classes)
     copied = placed(Decomposed(backbone, gate), next(model.parameters()).device)
     copied.gradient_checkpointing = model.gradient_checkpointing
-    return copied.train(model.training)
+    return _trainable(copied).train(model.training)
 
 
 def _forget_classes(backbone: nn.Module) -> None:
@@ -254,6 +241,13 @@ def _forget_classes(backbone: nn.Module) -> None:
             alone = LabelTable(0, table.weight.shape[1])
             alone.weight = nn.Parameter(table.weight.detach()[-1:])
             backbone.set_submodule(name, alone)
+
+
+def _trainable(model: T) -> T:
+    """Let everything be trained, but for parameters without elements, which would go unused."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.numel() > 0)
+    return model
 
 
 def placed(model: T, device: torch.device) -> T:

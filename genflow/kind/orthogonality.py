@@ -26,7 +26,7 @@ def departures(model: Decomposed) -> dict[str, Departure]:
     unconfirmed there, and so here.
 
     Raises:
-        TypeError: For what is no decomposed backbone.
+        ValueError: For what is no decomposed backbone.
     """
     check_decomposed(model)
     found: dict[str, Departure] = {}

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from genflow.kind.gate import DROPPED, LEARNGENES_ONLY, ClassGate
 from genflow.kind.linear import Components, KINDLinear
 from genflow.kind.model import Decomposed, assembled, check_decomposed
-from genflow.nn.dit import DiT
-from genflow.nn.unet import UNet
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +86,10 @@ def matching_linears(backbone: nn.Module, pattern: str) -> dict[str, nn.Linear]:
     chosen = {name: part for name, part in dense.items() if name and known.fullmatch(name)}
     if not chosen:
         raise ValueError(f"no nn.Linear has a name that matches {pattern!r}; this backbone has {_some(list(dense))}")
+    names = {id(part): name for name, part in chosen.items()}
+    for name, part in backbone.named_modules(remove_duplicate=False):
+        if names.get(id(part), name) != name:
+            raise ValueError(f"{names[id(part)]} and {name} are one layer, which cannot be taken apart: leave them out")
     return chosen
 
 
@@ -104,9 +106,8 @@ def decompose(backbone: nn.Module, config: KINDConfig) -> Decomposed:
 
     Raises:
         ValueError: If no layer matches (the message names those there are), if the components do not fit in a
-            kernel, if the class map is of another number of classes than the label table, or if the backbone is
-            decomposed already.
-        TypeError: For a model that holds a backbone, such as a `Denoiser`.
+            kernel, if the class map is of another number of classes than the label table, if the backbone is
+            decomposed already, or if two of its layers are one.
     """
     _check_dense(backbone)
     gate = config.gate()
@@ -129,8 +130,7 @@ def merge(model: Decomposed, label: int | None = None) -> nn.Module:
     table.
 
     Raises:
-        ValueError: For a label out of range, or of a class that was dropped.
-        TypeError: For what is no decomposed backbone.
+        ValueError: For a label out of range, or of a class that was dropped, and for what is no decomposed backbone.
     """
     check_decomposed(model)
     gate = model.gate
@@ -145,19 +145,13 @@ def merge(model: Decomposed, label: int | None = None) -> nn.Module:
         backbone.set_submodule(name, _dense(linear, active))
     for name, table in model.tables().items():
         backbone.set_submodule(name, table.whole())
-    return backbone.train(model.training)
+    return backbone.requires_grad_(True).train(model.training)
 
 
 def _check_dense(backbone: nn.Module) -> None:
-    """Refuse what is decomposed, in part or whole, and a model around one of our backbones."""
+    """Refuse what is decomposed, in part or whole."""
     if any(isinstance(part, KINDLinear) for part in backbone.modules()):
         raise ValueError("this backbone is decomposed already: give the dense one, or merge(model, label) of one class")
-    held = [name for name, part in backbone.named_children() if isinstance(part, DiT | UNet)]
-    if held:
-        raise TypeError(
-            f"decompose takes a backbone, and this {type(backbone).__name__} holds one: give its .{held[0]}, and of a"
-            " Denoiser take what comes back by its .around(...)"
-        )
 
 
 def _dense(linear: KINDLinear, active: list[int]) -> nn.Linear:

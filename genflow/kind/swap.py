@@ -16,8 +16,7 @@ def with_gate_of(model: Decomposed, label: int | None) -> Decomposed:
     were dropped stay away.
 
     Raises:
-        ValueError: For a class that the model does not have.
-        TypeError: For what is no decomposed backbone.
+        ValueError: For a class that the model does not have, and for what is no decomposed backbone.
     """
     check_decomposed(model)
     gate = model.gate

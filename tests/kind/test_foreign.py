@@ -44,7 +44,27 @@ def test_a_stack_of_layers_is_called_with_images_alone():
     with model.gate.hold(model.gate(y)):
         torch.testing.assert_close(model.backbone(x), out)
     torch.testing.assert_close(extract(model, [1])(x[3:], y=y[3:]), out[3:])
-    torch.testing.assert_close(denoiser_of(model)(x, torch.tensor(0.5), y), out)
+    denoiser = denoiser_of(model)
+    torch.testing.assert_close(denoiser(x, torch.tensor(0.5), y), out)
+    dense = denoiser.around(merge(model, 1))
+    torch.testing.assert_close(dense(x[3:], torch.tensor(0.5), y[3:]), out[3:])
+
+
+def test_a_stack_with_a_call_of_its_own_is_called_so():
+    class Named(nn.Sequential):
+        def forward(self, x, c_noise, y, s):
+            return super().forward(x) + c_noise[:, None, None, None]
+
+    model = decompose(Named(*stack()), CLASSES)
+    x, c, y = torch.randn(3, 1, 4, 4), torch.randn(3), torch.tensor([0, 1, 2])
+    assert torch.equal(model(x, c, y) != model(x, c + 1, y), torch.ones_like(x, dtype=torch.bool))
+    assert info(model, (1, 4, 4)).total.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_layers_that_are_one_are_not_taken_apart():
+    tied = nn.Linear(16, 16)
+    with pytest.raises(ValueError, match="0 and 2 are one layer"):
+        decompose(nn.Sequential(tied, nn.Tanh(), tied, nn.Linear(16, 16)), CLASSES)
 
 
 def test_a_stack_of_layers_is_counted():
@@ -69,18 +89,24 @@ def test_a_saved_part_of_a_foreign_network_is_built_around_the_dense_one(tmp_pat
         assert loaded.classes == (0, 2)
     with pytest.raises(ValueError, match=r"Foreign is not genflow's: build it and pass it as backbone="):
         Denoiser.from_pretrained(tmp_path)
+    other = decompose(dense, KINDConfig(class_to_tailor=(0, 1, 2), learngenes=0.5))
+    for wrong in (other, extract(other, [0, 1])):
+        with pytest.raises(ValueError, match="gated otherwise than the saved one: give the dense network"):
+            Denoiser.from_pretrained(tmp_path, backbone=wrong)
     merged = small.around(merge(small.backbone, 2))  # a dense network stays dense
     assert isinstance(merged.backbone, Foreign)
 
 
 def test_models_around_backbones_are_sent_back():
     network = DiT(image_size=(4, 4), in_channels=1, num_classes=3, **dit_preset("tiny"))
-    with pytest.raises(TypeError, match=r"this Denoiser holds one: give its \.backbone, and .*\.around"):
-        decompose(denoiser_of(network), KINDConfig(class_to_tailor=(0, 1, 2)))
-    model = decompose(network, KINDConfig(class_to_tailor=(0, 1, 2)))
+    classes = KINDConfig(class_to_tailor=(0, 1, 2))
+    for wrong in (denoiser_of(network), decompose(denoiser_of(network), classes)):
+        with pytest.raises(ValueError, match=r"is or holds a Denoiser, .*: give the \.backbone of the one inside"):
+            denoiser_of(network).around(wrong)
+    model = decompose(network, classes)
     for again in (model, model.backbone, denoiser_of(model)):
         with pytest.raises(ValueError, match=r"decomposed already: give the dense one, or merge"):
-            decompose(again, KINDConfig(class_to_tailor=(0, 1, 2)))
+            decompose(again, classes)
     optimizer = torch.optim.Adam(model.parameters())
     for wrong, said in ((denoiser_of(model), "got a Denoiser: of a Denoiser give the .backbone"), (network, "a DiT")):
         for call in (
@@ -95,5 +121,5 @@ def test_models_around_backbones_are_sent_back():
             kind.departures,
             lambda m: kind.lazy_tailors(optimizer, m),
         ):
-            with pytest.raises(TypeError, match=said):
+            with pytest.raises(ValueError, match=said):
                 call(wrong)

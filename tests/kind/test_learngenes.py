@@ -23,6 +23,7 @@ from genflow.kind import (
     merge,
     recombine,
     remove_tailors,
+    with_gate_of,
 )
 from genflow.kind import linear as linear_module
 from genflow.nn import DiT, UNet, dit_preset
@@ -101,7 +102,7 @@ def test_what_new_tailors_cannot_be_is_refused():
     for given, said in (
         ({"rank": 0}, "at least 1, got 0"),
         ({"init": "slient"}, "got 'slient'"),
-        ({"scale": 0.0}, 'got 0; init="silent" starts them at 0'),
+        ({"scale": 0.0}, "got 0: silent ones start at 0"),
         ({"scale": math.nan}, "got nan"),
     ):
         with pytest.raises(ValueError, match=said):
@@ -231,6 +232,22 @@ def test_freezing_tailors_is_the_other_half():
     assert first | second == {n for n, _ in network.named_parameters()}
     with pytest.raises(ValueError, match='"learngenes" or "tailors", got \'all\''):
         freeze(network, "all")
+
+
+def test_what_is_made_of_a_frozen_model_is_trained_whole():
+    network = model()
+    freeze(network, "learngenes")
+    for made in (
+        extract(network, {1, 2}),
+        recombine([network]),
+        add_tailors(network, 1),
+        remove_tailors(network, {0}),
+        with_gate_of(network, 2),
+        blank(dense().requires_grad_(False), network.layout()),
+        decompose(dense().requires_grad_(False), KINDConfig(class_to_tailor=(0, 1, 2, 3, 4))),
+        merge(network, 1),
+    ):
+        assert all(p.requires_grad for p in made.parameters())
 
 
 def test_a_budget_keeps_the_learngenes_that_matter_most():

@@ -1,5 +1,7 @@
 """Soft gates: mixtures of tailors around whole models, whatever calls them."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -36,7 +38,6 @@ def test_a_mixture_of_one_tailor_is_its_gate(network):
     x, c, y = inputs()
     rows = torch.tensor([0, 0, 2, 1, 1, 2])  # that of "no class" is not looked at
     with network.gate.mix(one_hot(*rows)):
-        torch.testing.assert_close(network(x, c, y), network(x, c, y))
         mixed = network(x, c, y)
     torch.testing.assert_close(mixed, network(x, c, y), rtol=0, atol=1e-5)
 
@@ -102,6 +103,23 @@ def test_guided_images_of_a_mixture(network):
             torch.testing.assert_close(images(labels=3, guidance=guidance), expected, rtol=0, atol=1e-4)
         with network.gate.mix(torch.tensor([0.0, 0.6, 0.4])):
             assert (images(labels=3, guidance=guidance) - expected).abs().max() > 1e-3
+
+
+def test_mixtures_of_another_number_of_images_are_refused(network):
+    x, c, y = inputs()
+    with network.gate.mix(torch.ones(4, 3)):
+        assert network(x[:4], c[:4], y[:4]).shape == (4, 1, 8, 8)
+        with pytest.raises(ValueError, match="mixtures for 4 images, and the network got 6, which guidance doubles"):
+            network(x, c, y)
+
+
+def test_a_copy_is_of_nobodys_mixture(network):
+    x, c, y = inputs()
+    with network.gate.mix(torch.ones(3, requires_grad=True) / 3):
+        other = copy.deepcopy(network)
+        mixed = network(x, c, y)
+    assert torch.equal(other(x, c, y), network(x, c, y))
+    assert not torch.equal(other(x, c, y), mixed)
 
 
 def test_weights_of_another_number_of_tailors_are_refused(network):

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from genflow.denoiser import Denoiser
 from genflow.denoiser_parts import network_arguments
-from genflow.kind import KINDConfig, add_tailors, decompose, extract, remove_tailors
+from genflow.kind import KINDConfig, add_tailors, decompose, extract, merge, remove_tailors
 from genflow.kind import linear as linear_module
 from genflow.kind import model as model_module
 from genflow.nn import DiT, UNet, dit_preset
@@ -272,3 +272,7 @@ def test_a_model_of_nothing_but_learngenes_comes_back_and_takes_new_classes(whic
         assert torch.equal(a, b)
     y = torch.full((4,), grown[0].num_classes - 1)
     assert torch.equal(grown[1].denoise(x, t, y), grown[0].denoise(x, t, y))
+    bare = alone.around(merge(alone.backbone))  # a dense one, whose label table has a class at least
+    bare.save_pretrained(tmp_path / "merged")
+    again = Denoiser.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(again.denoise(x, t), whole.denoise(x, t), rtol=0, atol=1e-4)

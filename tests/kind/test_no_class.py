@@ -15,6 +15,7 @@ from genflow.kind import (
     add_tailors,
     decompose,
     extract,
+    freeze,
     merge,
     recombine,
     remove_tailors,
@@ -70,6 +71,12 @@ def test_it_goes_with_every_part():
     assert grown.gate.class_to_tailor == (0, 1, 2, 4, 5)
     torch.testing.assert_close(grown(x, c, torch.tensor([1, 5, 1])), network(x, c, y), rtol=0, atol=1e-6)
     torch.testing.assert_close(with_gate_of(network, 0)(x, c), network(x, c), rtol=0, atol=1e-6)
+
+
+def test_it_is_shared_and_nothing_of_its_model_is_frozen():
+    for part in ("learngenes", "tailors"):
+        with pytest.raises(ValueError, match='a tailor of "no class", which is shared, is trained whole'):
+            freeze(model(), part)
 
 
 def test_it_is_saved(tmp_path):

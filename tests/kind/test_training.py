@@ -370,6 +370,7 @@ def test_two_processes_hold_the_same_decomposed_weights(surgery, tmp_path) -> No
         ({"surgery": replace(KIND, tailor_rank=9)}, "of rank 8 at most, got 9"),
         ({"surgery": TransferConfig(), "init": "dense"}, "is a dense model, and surgery Transfer goes on"),
         ({"init": "kind"}, "is decomposed already, and surgery KIND starts from a dense model"),
+        ({"surgery": TransferConfig(), "init": "nobody"}, 'tailor of "no class", which is shared, and .* = "all"'),
         ({"surgery": IntactConfig(), "init": "kind"}, "surgery Intact starts from a dense model"),
         ({"surgery": TransferConfig(), "init": "kind", "data": DataConfig(keep=(1,))}, "has 3 classes, and .* 1: give"),
         ({"surgery": TransferConfig(), "init": "part"}, r"has 2 classes \(0, 2\), and synthetic 3: give"),
@@ -387,6 +388,7 @@ def test_two_processes_hold_the_same_decomposed_weights(surgery, tmp_path) -> No
 def test_what_does_not_go_together_is_refused_before_anything_is_written(parts, said) -> None:
     save_edm("dense", surgery=IntactConfig())
     save_edm("kind")
+    save_edm("nobody", surgery=replace(KIND, no_class="tailor"))
     save_edm("part", operate=lambda m: kind.extract(m, [0, 2]))
     with pytest.raises(ValueError, match=said):
         trainer_of(config_of(**EDM | parts))
