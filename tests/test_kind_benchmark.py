@@ -227,7 +227,8 @@ def test_what_is_done_again_is_what_others_still_need(bench, jobs, tmp_path) -> 
     everything = {("dense", s) for s in (0, 1, 2)} | {("kind", s) for s in (0, 1, 2)} | {("ungated", 0)}
     assert {key for key, again in starts().items() if again} == everything
     transfers = (*bench.finals("transfer", list(bench.ARMS), setting), *bench.fews(setting))
-    for job in (*transfers, *bench.parts(setting), *bench.one_steps(setting)):
+    one_steps = (*bench.trials("one step", list(bench.ONE_STEP), setting), *bench.one_steps(setting))
+    for job in (*transfers, *bench.parts(setting), *one_steps):
         if job["arm"] != "LoRA" or job["seed"] != 1:
             records.add(job)
     assert {key for key, again in starts().items() if again} == {("dense", 1)}
@@ -243,6 +244,7 @@ def test_every_run_is_another_folder_and_trains_nearly_as_many_numbers(bench, jo
     runs += [key | {"rate": 1e-3} for key in (*bench.fews(setting), *bench.parts(setting))]
     runs += [*bench.one_steps(setting), *bench.trials("transfer", list(bench.ARMS), setting)]
     runs += [*bench.trials("pretrain", list(bench.STARTS), setting)]
+    runs += [*bench.trials("one step", list(bench.ONE_STEP), setting)]
     runs += [key | {"rate": 1e-3} for key in bench.finals("pretrain", list(bench.STARTS), setting)]
     assert len({jobs.folder_of(run) for run in runs}) == len(runs)
     assert all(setting.steps * share % 100 == 0 for setting in bench.SETTINGS.values() for share in jobs.SHARES)

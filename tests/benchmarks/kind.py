@@ -7,9 +7,10 @@ Networks are trained on the digits 0 to 5 by EDM and fitted to 6 to 9; what each
 is run, is in ``kind_arms.py``. New classes get as many steps as the base classes had, and are measured after 2, 4, 5,
 20 and 100 per cent of them, at a constant learning rate, so that each is what a run of that length reaches. KIND, LoRA,
 LoRA for each class, PiSSA, DoRA, LoHa, OFT and the truncation train nearly as many numbers. The learning rate of each
-arm is chosen once, by shorter runs from the first seed's start that are judged by samples of other seeds against the
-training images: from three, and while the best is the highest or lowest tried, from up to two beyond it. Figures are
-against held-out images, which no choice has seen. Some arms are fitted to few images of each new class, too.
+arm is chosen once, by shorter runs (of one-step models, by whole ones) from the first seed's start that are judged by
+samples of other seeds against the training images: from three, and while the best is the highest or lowest tried, from
+up to two beyond it. Figures are against held-out images, which no choice has seen. Some arms are fitted to few images
+of each new class, too.
 
 What is asked of KIND was written down before: pass marks are in ``kind_table.py``. Every finished run is kept in
 results/kind-DATA.jsonl with the CPU time it took, so that an interrupted evaluation goes on where it stopped; delete
@@ -27,22 +28,17 @@ from pathlib import Path
 from typing import Any
 
 from kind_arms import ARMS, BASE, FEW, FEW_ARMS, ONE_STEP, STARTS
-from kind_jobs import Given, Setting, folder_of, one_step, part, pretrain, start_key, transfer
+from kind_jobs import Given, Setting, folder_of, make_pairs, one_step, pairs_folder, part, pretrain, start_key, transfer
 from kind_table import table
 from study import RESULTS, Record, Records, side_by_side
 
-from genflow.config_files import find_recipe, load_config
-
 TRIAL_SEED = 100
 BEYOND = 2  # rates that may be tried beyond those of a setting
-ONE_STEP_RECIPES = {"iCT": "tiny-ict", "2-RF++": "tiny-reflow"}
 SETTINGS = {
     "digits": Setting(
         name="digits", size=0, patch_size=2, steps=2000, seeds=(0, 1, 2, 3, 4), few_seeds=(0, 1, 2), ranges=3
     ),
-    "mnist5k": Setting(
-        name="mnist5k", size=16, patch_size=4, steps=3500, seeds=(0, 1, 2), few_seeds=(0,), ranges=2, one_step_share=100
-    ),
+    "mnist5k": Setting(name="mnist5k", size=16, patch_size=4, steps=2000, seeds=(0, 1, 2), few_seeds=(0,), ranges=2),
 }
 
 
@@ -70,7 +66,8 @@ def trial(job: str, arm: str, rate: float) -> Record:
 
 def trials(job: str, arms: list[str], setting: Setting) -> list[Record]:
     """Return the jobs that the learning rates of arms are chosen by at first."""
-    return [trial(job, arm, rate) for arm in arms for rate in setting.rates]
+    rates = setting.one_step_rates if job == "one step" else setting.rates
+    return [trial(job, arm, rate) for arm in arms for rate in rates]
 
 
 def trials_beyond(records: Records, job: str, arms: list[str], setting: Setting) -> list[Record]:
@@ -109,10 +106,8 @@ def fews(setting: Setting) -> list[Record]:
 
 
 def one_steps(setting: Setting) -> list[Record]:
-    """Return the jobs about one step, with the learning rates of the recipes."""
-    rates = {method: load_config(find_recipe(recipe)).optim.lr for method, recipe in ONE_STEP_RECIPES.items()}
-    key = {"job": "one step", "purpose": "table", "seed": setting.seeds[0]}
-    return [key | {"arm": arm, "rate": rates[arm.split(", ")[0]]} for arm in ONE_STEP]
+    """Return the jobs about one step, without their learning rates."""
+    return [{"job": "one step", "purpose": "table", "arm": arm, "seed": setting.seeds[0]} for arm in ONE_STEP]
 
 
 def awaited(records: Records, start: Record, setting: Setting) -> bool:
@@ -121,7 +116,8 @@ def awaited(records: Records, start: Record, setting: Setting) -> bool:
     every = finals("transfer", arms, setting) + [job for job in fews(setting) if job["arm"] in arms]
     jobs = [job for job in every if job["seed"] == start["seed"]]
     if start["seed"] == setting.seeds[0]:
-        jobs += [*trials("transfer", arms, setting), *parts(setting), *one_steps(setting)]
+        jobs += [*trials("transfer", arms, setting), *parts(setting)]
+        jobs += [*trials("one step", list(ONE_STEP), setting), *one_steps(setting)]
     return any(records.find(job) is None for job in jobs)
 
 
@@ -161,13 +157,22 @@ def stages(records: Records, given: Given) -> Iterator[tuple[Any, list[tuple[Rec
         return folder_of({"job": "pretrain", "purpose": "table", "arm": arm, "rate": rates[arm], "seed": first})
 
     yield part, [(key | {"rate": rates["dense"], "start": start_of("kind")}, False) for key in parts(setting)]
-    yield (
-        one_step,
-        [
-            (key | {"start": start_of("kind" if key["arm"].endswith("KIND") else "dense")}, False)
-            for key in one_steps(setting)
-        ],
+
+    def from_base(key: Record) -> Record:
+        return key | {"start": start_of("kind" if key["arm"].endswith("KIND") else "dense")}
+
+    shared = [from_base({"job": "pairs", "purpose": "table", "arm": arm, "seed": first}) for arm in ("dense", "KIND")]
+    wanted = any(
+        records.find(key) is None for key in [*trials("one step", list(ONE_STEP), setting), *one_steps(setting)]
     )
+    yield make_pairs, [(key, wanted and not pairs_folder(given, key["arm"]).is_dir()) for key in shared]
+    yield one_step, [(from_base(key), False) for key in trials("one step", list(ONE_STEP), setting)]
+    for _ in range(BEYOND):
+        beyond = trials_beyond(records, "one step", list(ONE_STEP), setting)
+        yield one_step, [(from_base(key), False) for key in beyond]
+    chosen = best_rates(records, "one step", list(ONE_STEP))
+    runs = [key | {"rate": chosen[key["arm"]]} for key in one_steps(setting) if key["arm"] in chosen]
+    yield one_step, [(from_base(key), False) for key in runs]
 
 
 def quick(setting: Setting) -> Setting:
@@ -181,8 +186,8 @@ def quick(setting: Setting) -> Setting:
         batch_size=8,
         sample_steps=2,
         rates=(2e-3,),
+        one_step_rates=(1e-3,),
         pairs=64,
-        one_step_share=10,
     )
 
 

@@ -305,7 +305,7 @@ def _one_step(records: Sequence[Record]) -> str:
 
 def _trials(records: Sequence[Record]) -> str:
     rows = []
-    for job, arms in (("pretrain", STARTS), ("transfer", ARMS)):
+    for job, arms in (("pretrain", STARTS), ("transfer", ARMS), ("one step", ONE_STEP)):
         for arm in arms:
             tried = [r for r in records if (r["job"], r["purpose"], r["arm"]) == (job, "trial", arm)]
             if tried:
@@ -313,8 +313,8 @@ def _trials(records: Sequence[Record]) -> str:
                 shown = [_trial(r, least) for r in sorted(tried, key=lambda r: r["rate"])]
                 rows.append(f"| {arm} | {'; '.join(shown)} |")
     said = (
-        "Trials, shorter runs judged by samples of other seeds against the training images, so that those which"
-        " memorise do well, in all arms; the least is taken:"
+        "Trials, shorter runs but for one step, judged by samples of other seeds against the training images, so that"
+        " those which memorise do well, in all arms; the least is taken:"
     )
     return _rows(said, "| arm | score by learning rate |", rows)
 
