@@ -349,6 +349,7 @@ def make_pairs(given: Given, key: Record) -> Record:
     wanted = ["--num", str(given.setting.pairs), "--out", str(partial), "--sampler", "heun", "--steps", "18"]
     if code := genflow(["pairs", str(given.out / key["start"] / "model"), *wanted]):
         raise RuntimeError(f"pairs were not made: exit code {code}")
+    shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return {"cpu_seconds": time.process_time() - started}
 
