@@ -313,11 +313,12 @@ def _of_training(config: Config, objective: ConsistencyConfig) -> Iterator[str]:
         unusual.append(f"decay = {optim.decay}")
     if optim.warmup:
         unusual.append(f"warmup = {optim.warmup}")
-    if optim.clip:
+    factors = isinstance(config.surgery, KINDConfig | TransferConfig)  # which fall apart without, with some seeds
+    if optim.clip and not factors:
         unusual.append(f"clip = {optim.clip:g}")
     if optim.beta1 != 0.9:
         unusual.append(f"beta1 = {optim.beta1:g}")
-    if optim.beta2 != 0.999:
+    if optim.beta2 != 0.999 and not factors:
         unusual.append(f"beta2 = {optim.beta2:g}")
     if unusual:
         yield (
