@@ -109,17 +109,17 @@ def test_a_recipe_survives_being_written_and_builds_a_model(name: str, tmp_path,
     assert read(tmp_path, to_toml(config)) == config
     small = config.data.path in ("digits", "mnist5k", "shapes")
     size = {"digits": 8, "mnist5k": 28}.get(config.data.path, config.data.size or 32)
+    shape = (1, size, size)  # there are no models to start from, and teachers are diffusion models
+    edm = Denoiser(torch.nn.Identity(), VE(), Karras(), image_shape=shape, num_classes=10)
+    goes_on = isinstance(config.surgery, TransferConfig)
+    start = build_denoiser(load_config(find_recipe("tiny-kind")), shape, 10) if goes_on else edm
     with torch.device("cpu" if small else "meta"):  # networks without weights, where they have many
-        shape = (1, size, size)  # nor are there models to start from, and teachers are diffusion models
-        edm = Denoiser(torch.nn.Identity(), VE(), Karras(), image_shape=shape, num_classes=10)
-        goes_on = isinstance(config.surgery, TransferConfig)
-        start = build_denoiser(load_config(find_recipe("tiny-kind")), shape, 10) if goes_on else edm
         monkeypatch.setattr("genflow.build.load_named", lambda path, option: start)
         monkeypatch.setattr("genflow.build_surgery.describe_named", lambda path, option: start.config["network"])
         monkeypatch.setattr("genflow.build_objective.load_named", lambda path, option: copy.deepcopy(edm))
         monkeypatch.setattr("genflow.build_surgery.load_weights", lambda denoiser, source: None)
         monkeypatch.setattr("genflow.build.misreading", lambda source, denoiser: "")
-        denoiser = build_denoiser(config, (1, size, size), 10)
+        denoiser = build_denoiser(config, shape, 10)
     if "VGG" not in to_toml(config):  # whose weights are not there
         assert build_objective(config, denoiser).denoiser is denoiser
 
