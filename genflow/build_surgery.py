@@ -43,11 +43,6 @@ def operate(config: Config, fresh: Denoiser, source: Denoiser | None) -> Denoise
             if source is not None:
                 load_weights(denoiser, source)
             assert isinstance(denoiser.backbone, kind.Decomposed)
-            if trains != "all" and denoiser.backbone.gate.no_class >= 0:
-                raise ValueError(
-                    f'init {config.init} has a tailor of "no class", which is shared, and surgery.trains = "{trains}"'
-                    ' freezes what is: give trains = "all"'
-                )
             match trains:
                 case "tailors":
                     kind.freeze(denoiser.backbone, "learngenes")

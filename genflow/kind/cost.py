@@ -12,6 +12,7 @@ from torch._subclasses import FakeTensorMode
 from genflow.kind.gate import Closed
 from genflow.kind.linear import KINDLinear
 from genflow.kind.model import Decomposed, check_decomposed
+from genflow.nn.calling import taken
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,7 +112,7 @@ def _trace(model: Decomposed, image_shape: Sequence[int]) -> tuple[dict[str, int
                 for name, value in held.items()
             }
             x, c_noise = torch.empty(1, *image_shape), torch.empty(1)
-            inputs = (x,) if type(model.backbone) is nn.Sequential else (x, c_noise, None, None)
+            inputs = taken(model.backbone, x, c_noise, None, None)
             torch.func.functional_call(model.backbone, ghosts, inputs)
     finally:
         for hook in hooks:

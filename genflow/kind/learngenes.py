@@ -186,7 +186,10 @@ def freeze(model: Decomposed, part: Literal["learngenes", "tailors"]) -> None:
     """
     check_decomposed(model)
     if model.gate.no_class >= 0:
-        raise ValueError('a model with a tailor of "no class", which is shared, is trained whole: nothing is frozen')
+        raise ValueError(
+            'a model with a tailor of "no class", which is shared and lies among the others, is trained whole: freeze'
+            ' nothing (in a recipe, surgery.trains = "all")'
+        )
     if part not in ("learngenes", "tailors"):
         raise ValueError(f'what can be frozen is "learngenes" or "tailors", got {part!r}')
     own = {id(p) for p in class_parameters(model)}
