@@ -6,7 +6,7 @@ import bisect
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,6 @@ from genflow.denoiser import Denoiser
 from genflow.nn.dit import DiT
 
 JUDGED_AT = (5, 20)  # the shares that trials are judged at, so that neither the start nor the end decides alone
-TRIAL_SHARE = {"pretrain": 30, "transfer": 20}
 TRUNCATED_SHARE = 20  # that a truncated model is trained again
 DEPTH, HEADS = 4, 4
 
@@ -59,8 +58,8 @@ class Setting:
     ranges: int  # of seeds, on the way
     batch_size: int = 64
     sample_steps: int = 9
-    rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
-    one_step_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
+    rates: Mapping[str, tuple[float, ...]]  # that each job is tried with at first; a single one is taken untried
+    trial_share: int  # per cent of the steps that trials on the base classes have
     pairs: int = 6000
 
 
@@ -190,7 +189,7 @@ def macs(backbone: torch.nn.Module, image_shape: tuple[int, int, int]) -> int:
 def pretrain(given: Given, key: Record) -> Record:
     """Train on the base classes; a trial is judged, another is measured, and changed into what arms start from."""
     trial = key["purpose"] == "trial"
-    steps = steps_of(given, TRIAL_SHARE["pretrain"] if trial else 100)
+    steps = steps_of(given, given.setting.trial_share if trial else 100)
     config = replace(base(given, key, steps), surgery=STARTS[key["arm"]].surgery)
     denoiser, record = fit(config)
     judge = given.judge(BASE, trial=trial)
@@ -233,7 +232,7 @@ def truncated(given: Given, key: Record, dense: Path) -> Denoiser:
     config = base(given, key, steps_of(given, TRUNCATED_SHARE))
     no_tailors = KINDConfig(class_to_tailor=(-1,) * len(BASE), learngenes=SHARE, rescale=False)
     named = {"name": f"{config.name}-truncated", "init": str(dense), "surgery": no_tailors}
-    denoiser, _ = fit(replace(config, **named, optim=steady(config.optim)))  # pyright: ignore[reportArgumentType]
+    denoiser, _ = fit(replace(config, **named))  # pyright: ignore[reportArgumentType]
     model = denoiser.backbone
     assert isinstance(model, kind.Decomposed)
     return denoiser.around(kind.merge(model))

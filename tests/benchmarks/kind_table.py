@@ -299,7 +299,8 @@ def _one_step(records: Sequence[Record]) -> str:
             turned = r.get("diversion")
             shown = f"{turned['follows_gate']:.1%} | {turned['learngenes']:.1%}" if turned else " | "
             rows.append(f"| {arm} | {ONE_STEP[arm]} | {_mean(r['distances']):.2f} | {r['accuracy']:.1%} | {shown} |")
-    said = f"One step, on the base classes (first seed); {_real(every)}."
+    rates = ", ".join(f"{r['rate']:g}" for r in every)
+    said = f"One step, on the base classes (first seed), at the learning rates {rates}; {_real(every)}."
     return _rows(said, "| model | what | distance | asked class | gate's class | learngenes alone |", rows)
 
 
@@ -311,12 +312,12 @@ def _trials(records: Sequence[Record]) -> str:
             if tried:
                 least = min(r.get("score", math.inf) for r in tried)
                 shown = [_trial(r, least) for r in sorted(tried, key=lambda r: r["rate"])]
-                rows.append(f"| {arm} | {'; '.join(shown)} |")
+                rows.append(f"| {arm} | {max(r.get('steps', 0) for r in tried):,} | {'; '.join(shown)} |")
     said = (
-        "Trials, shorter runs but for one step, judged by samples of other seeds against the training images, so that"
+        "Trials, each of so many steps, judged by samples of other seeds against the training images, so that"
         " those which memorise do well, in all arms; the least is taken:"
     )
-    return _rows(said, "| arm | score by learning rate |", rows)
+    return _rows(said, "| arm | steps | score by learning rate |", rows)
 
 
 def _trial(record: Record, least: float) -> str:
