@@ -75,6 +75,11 @@ class Denoiser(ModelMixin, ConfigMixin):
                 f"this {type(backbone).__name__} is or holds a Denoiser, and what a Denoiser takes is a network: give"
                 " the .backbone of the one inside, or what genflow.kind makes of that"
             )
+        if isinstance(backbone, Gated) and backbone.gate.num_classes != num_classes:
+            raise ValueError(
+                f"this backbone has tailors or updates for {backbone.gate.num_classes} classes, and num_classes is"
+                f" {num_classes}: give the number of the backbone, or use the .around(...) of another model"
+            )
         self.backbone = backbone
         self.schedule = schedule
         self.parameterization = parameterization
@@ -298,6 +303,10 @@ def _check_place(folder_or_repo: str | Path, subfolder: str | None) -> None:
     folder = Path(folder_or_repo)
     if folder.exists():
         _check_folder(folder / (subfolder or ""))
+    elif folder.parent != Path() and folder.parent.is_dir():
+        raise ValueError(
+            f"there is no folder {folder}; since there is one of the name {folder.parent}, no hub is asked"
+        )
     elif not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(folder_or_repo)):
         raise ValueError(f"there is no folder {folder_or_repo}, and a hub repository is named owner/name")
 

@@ -51,10 +51,8 @@ def _structure(model: Decomposed) -> str:
     layout = model.layout()
     fixed, ranks = (sorted({pair[k] for pair in layout.ranks.values()}) for k in (0, 1))
     count = len(model.gate.tailors)
-    return (
-        f"{len(layout.ranks)} kernels of {_span(fixed)} learngenes and {count} tailor{'s' * (count != 1)} of rank"
-        f" {_span(ranks)}"
-    )
+    tailors = f"{count} tailor{'s' * (count != 1)} of rank {_span(ranks)}" if count else "no tailors"
+    return f"{len(layout.ranks)} kernels of {_span(fixed)} learngenes and {tailors}"
 
 
 def _span(numbers: Sequence[int]) -> str:

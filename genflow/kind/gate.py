@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import final
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, SupportsIndex, final, get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 LEARNGENES_ONLY = -1  # in a class map: no tailor is on for this class
 DROPPED = -2  # in a class map: the class was cut off, with its tailor and its label row
+Mode = Literal["auto", "mask", "gather", "segments"]  # how tailors are computed; all are the same function
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Assigned:
     """
 
     tailors: Tensor
+    mode: Mode = "auto"
 
     def segments(self) -> Segments:
         """Sort the batch by tailor; this waits for the device."""
@@ -85,6 +88,18 @@ class Switch:
         return Switch()  # a copy is between passes, and of nobody's mixture
 
 
+def whole_numbers(values: Iterable[SupportsIndex], what: str) -> tuple[int, ...]:
+    """Return numbers of classes or tailors, of any integer type, as plain ones.
+
+    Raises:
+        ValueError: For what is none, or no list of any.
+    """
+    try:
+        return tuple(operator.index(value) for value in values)
+    except TypeError:
+        raise ValueError(f"{what} are a list of whole numbers, got {values!r}") from None
+
+
 @final
 class ClassGate(nn.Module):
     """From labels to the tailors that are on: `g(y) = [1 … 1 | e_tailor(y)]`, binary, the same in all layers.
@@ -93,6 +108,11 @@ class ClassGate(nn.Module):
     only" and -2 a class that was dropped. `no_class` is the tailor of the label `num_classes`, "no class": -1, or one
     that no class has. `tailors` are the names that occur, rising, which is the order in which the layers hold them. The
     map belongs to the structure: it is saved as the layout of the model, not with the weights.
+
+    `mode` is how layers compute what tailors add, the same function up to rounding: "mask" (all tailors, most of them
+    times 0), "gather" (a copy of its tailor for each image) or "segments" (the batch sorted by tailor, which waits for
+    a GPU and is not compiled); "auto" chooses by cost, for each batch. With "gather" an extracted model makes the
+    same products as the whole one on any device; with it or "mask" there are second derivatives and `torch.func`.
 
     Shapes: y (B,) int64 in [0, num_classes] or None (no class).
     Source: "KIND: Knowledge Integration and Diversion for Training Decomposable Models" (arXiv 2408.07337). Unconfirmed
@@ -105,13 +125,14 @@ class ClassGate(nn.Module):
 
     def __init__(self, class_to_tailor: Sequence[int], no_class: int = LEARNGENES_ONLY) -> None:
         super().__init__()
+        class_to_tailor = whole_numbers(class_to_tailor, "the tailors of a class map")
         if any(tailor < DROPPED for tailor in class_to_tailor):
             raise ValueError(
-                f"a class map holds tailors from 0, -1 (learngenes only) or -2 (dropped); got {tuple(class_to_tailor)}"
+                f"a class map holds tailors from 0, -1 (learngenes only) or -2 (dropped); got {class_to_tailor}"
             )
         if no_class < LEARNGENES_ONLY or (no_class >= 0 and no_class in class_to_tailor):
             raise ValueError(f'the tailor of "no class" is -1, or one that no class has; got {no_class}')
-        self.class_to_tailor = tuple(class_to_tailor)
+        self.class_to_tailor = class_to_tailor
         self.no_class = no_class
         self.tailors = tuple(sorted({tailor for tailor in (*class_to_tailor, no_class) if tailor >= 0}))
         # A dropped class has a place beyond the last, where every lookup fails like that of a label out of range.
@@ -120,6 +141,18 @@ class ClassGate(nn.Module):
         self.places: Tensor
         self.register_buffer("places", torch.tensor(places), persistent=False)  # (num_classes + 1,)
         self.switch = Switch()
+        self.mode = "auto"
+
+    @property
+    def mode(self) -> Mode:
+        """How layers compute what tailors add."""
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: Mode) -> None:
+        if mode not in get_args(Mode):
+            raise ValueError(f"the mode of a gate is one of {', '.join(get_args(Mode))}; got {mode!r}")
+        self._mode: Mode = mode
 
     @property
     def num_classes(self) -> int:
@@ -138,14 +171,15 @@ class ClassGate(nn.Module):
             return Closed()
         tailors = self.places.index_select(0, y)  # (B,)
         # A look at labels on a device would wait for it in every pass: whoever brings them there looks at them before.
-        lacks = len(self.kept) < self.num_classes and y.device.type == "cpu"
+        # Neither does compiled code look, whose graph it would break.
+        lacks = len(self.kept) < self.num_classes and y.device.type == "cpu" and not torch.compiler.is_compiling()
         if lacks and bool((dropped := tailors == len(self.tailors)).any()):
             asked = sorted(set(y[dropped].tolist()))
             raise ValueError(
                 f"this model was extracted without classes {asked}: it has {list(self.kept)}, and {self.num_classes} "
                 "for no class"
             )
-        own = Assigned(tailors)
+        own = Assigned(tailors, self.mode)
         mixture = self.switch.mixture
         if mixture is None:
             return own

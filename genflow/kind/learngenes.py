@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
@@ -12,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genflow.kind.gate import DROPPED, ClassGate
+from genflow.kind.gate import DROPPED, ClassGate, whole_numbers
 from genflow.kind.labels import ClassRows
 from genflow.kind.linear import Components, KINDLinear, check_rank
 from genflow.kind.model import Decomposed, check_decomposed, rebuilt
@@ -29,12 +28,11 @@ def extract(model: Decomposed, classes: Iterable[int], *, max_params: int | None
     paper leaves out learngenes is unconfirmed.
 
     Raises:
-        ValueError: For classes that the model does not have, if even one learngene a layer is too much, and for what
-            is no decomposed backbone.
-        TypeError: For classes that are not whole numbers.
+        ValueError: For classes that the model does not have or that are not whole numbers, if even one learngene a
+            layer is too much, and for what is no decomposed backbone.
     """
     check_decomposed(model)
-    gate, classes = model.gate, sorted({operator.index(c) for c in classes})
+    gate, classes = model.gate, sorted(set(whole_numbers(classes, "classes")))
     _check_classes(gate, classes)
     class_to_tailor = [t if c in classes else DROPPED for c, t in enumerate(gate.class_to_tailor)]
     chosen = _places(gate, ClassGate(class_to_tailor, gate.no_class).tailors)
@@ -161,7 +159,7 @@ def remove_tailors(model: Decomposed, classes: Collection[int] | None = None) ->
     """
     check_decomposed(model)
     gate = model.gate
-    gone = set(range(gate.num_classes)) if classes is None else set(classes)
+    gone = set(range(gate.num_classes) if classes is None else whole_numbers(classes, "classes"))
     if outside := sorted(gone - set(range(gate.num_classes))):
         raise ValueError(f"this model has classes 0 to {gate.num_classes - 1}, and was asked to remove {outside}")
     class_to_tailor = [t for c, t in enumerate(gate.class_to_tailor) if c not in gone]

@@ -97,8 +97,8 @@ def with_tailors(base: Tensor, x: Tensor, tailors: Components, gating: Gating) -
             added = mask(tokens, tailors, weights)
         case Segments():
             added = segments(tokens, tailors, gating)
-        case Assigned():
-            if cheapest(tokens.shape[1], count) == "mask":
+        case Assigned(_, mode):
+            if (mode if mode in ("mask", "gather") else cheapest(tokens.shape[1], count)) == "mask":
                 added = mask(tokens, tailors, gating.weights(count))
             else:
                 added = gather(tokens, tailors, gating)
@@ -119,7 +119,7 @@ def held(switch: Switch, x: Tensor) -> Gating:
             told = len(x)
         case Mixed(weights):
             told = len(weights)
-        case Assigned(tailors):
+        case Assigned(tailors, _):
             told = len(tailors)
         case Segments(order):
             told = len(order)
@@ -158,6 +158,16 @@ class KINDLinear(nn.Module):
         self.switch = switch
 
     @property
+    def in_features(self) -> int:
+        """n, as of the dense layer."""
+        return self.learngene_v.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """m, as of the dense layer."""
+        return self.learngene_u.shape[0]
+
+    @property
     def learngenes(self) -> Components:
         """The components that are always on."""
         return Components(self.learngene_u, self.learngene_sigma, self.learngene_v)
@@ -176,7 +186,7 @@ class KINDLinear(nn.Module):
         return with_tailors(base, x, tailors, gating)
 
     @torch.no_grad()
-    def weight(self, tailors: Sequence[int] = ()) -> Tensor:
+    def kernel(self, tailors: Sequence[int] = ()) -> Tensor:
         """Return the dense kernel (m, n) with these tailors on, by their places; formed in float32 at least."""
         wide = torch.promote_types(self.learngene_u.dtype, torch.float32)
         u = torch.cat([self.learngene_u, *(self.tailor_u[c] for c in tailors)], dim=1).to(wide)  # (m, r_act)
@@ -185,9 +195,9 @@ class KINDLinear(nn.Module):
         return (u * sigma @ v).to(self.learngene_u.dtype)
 
     def extra_repr(self) -> str:
-        (m, r), n = self.learngene_u.shape, self.learngene_v.shape[1]
-        count, rank = self.tailor_sigma.shape
-        return f"in_features={n}, out_features={m}, learngenes={r}, tailors={count} of rank {rank}"
+        learngenes, (count, rank) = len(self.learngene_sigma), self.tailor_sigma.shape
+        size = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{size}, learngenes={learngenes}, tailors={count} of rank {rank}"
 
 
 def check_rank(rank: int, name: str, shape: tuple[int, int]) -> None:

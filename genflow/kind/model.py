@@ -57,17 +57,18 @@ class Gated(nn.Module, abc.ABC):
     Set `gradient_checkpointing` here, not on the backbone inside: blocks that are computed again in the backward pass
     then find the gate of their own pass.
 
-    Shapes: as the backbone's; y (B,) int64 in [0, num_classes] or None, which is no class for all.
+    Shapes: as the backbone's; y (B,) int64 in [0, num_classes], one for all, or None, which is no class for all.
 
     Raises:
-        ValueError: For labels of classes that were dropped, on the host; on a device they are out of range.
+        ValueError: For labels of classes that were dropped, on the host; on a device, and compiled, they are out of
+            range. For another number of labels than images.
     """
 
     def __init__(self, backbone: nn.Module, gate: ClassGate) -> None:
         super().__init__()
         self.gate = gate
         self.backbone = backbone
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing = isinstance(backbone, DiT | UNet) and backbone.gradient_checkpointing
 
     @property
     def gradient_checkpointing(self) -> bool:
@@ -90,8 +91,15 @@ class Gated(nn.Module, abc.ABC):
     ) -> Tensor:
         if y is None and self.gate.no_class != LEARNGENES_ONLY:
             y = torch.full(x.shape[:1], self.gate.num_classes, device=x.device)
+        if y is not None:
+            if y.shape not in ((), (1,), x.shape[:1]):
+                raise ValueError(
+                    f"a batch of {len(x)} has one label for all or {len(x)}, got a tensor {tuple(y.shape)}"
+                )
+            y = y.expand(len(x))
         gating = self.gate(y)
-        if isinstance(gating, Assigned) and sorts(x):
+        mode = self.gate.mode
+        if isinstance(gating, Assigned) and (mode == "segments" or (mode == "auto" and sorts(x))):
             gating = gating.segments()
             x = x.index_select(0, gating.order)
             c_noise, y, s, augment = (
@@ -231,6 +239,7 @@ def rebuilt(model: Decomposed, class_to_tailor: Sequence[int], recut: Recut, row
         tell_classes(backbone, gate.num_classes)
     copied = placed(Decomposed(backbone, gate), next(model.parameters()).device)
     copied.gradient_checkpointing = model.gradient_checkpointing
+    copied.gate.mode = model.gate.mode
     return _trainable(copied).train(model.training)
 
 

@@ -27,7 +27,8 @@ def segmented_linear(
     given = [x.flatten(0, -2), *learngenes, *tailors, bias]
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
-        given = [None if part is None else part.to(dtype) for part in given]
+        # As autocast itself does, which leaves float64 alone.
+        given = [part if part is None or part.dtype == torch.float64 else part.to(dtype) for part in given]
     rows = tuple((tailor, images * tokens) for tailor, images in sizes)
     return _SegmentedLinear.apply(*given, rows).unflatten(0, x.shape[:-1])
 

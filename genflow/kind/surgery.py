@@ -10,7 +10,7 @@ from typing import Literal, assert_never
 import torch
 from torch import Tensor, nn
 
-from genflow.kind.gate import DROPPED, LEARNGENES_ONLY, ClassGate
+from genflow.kind.gate import DROPPED, LEARNGENES_ONLY, ClassGate, whole_numbers
 from genflow.kind.linear import Components, KINDLinear
 from genflow.kind.model import Decomposed, assembled, check_decomposed
 
@@ -50,6 +50,8 @@ class KINDConfig:
     no_class: Literal["learngenes", "tailor"] = "learngenes"
 
     def __post_init__(self) -> None:
+        named = whole_numbers(self.class_to_tailor, "the tailors of a class map")
+        object.__setattr__(self, "class_to_tailor", named)
         if not 0 < self.learngenes <= 1:
             raise ValueError(f"learngenes must be a share in (0, 1], got {self.learngenes}")
         if self.tailor_rank is not None and self.tailor_rank < 1:
@@ -85,11 +87,15 @@ def matching_linears(backbone: nn.Module, pattern: str) -> dict[str, nn.Linear]:
     dense = {name: part for name, part in backbone.named_modules() if type(part) is nn.Linear}
     chosen = {name: part for name, part in dense.items() if name and known.fullmatch(name)}
     if not chosen:
-        raise ValueError(f"no nn.Linear has a name that matches {pattern!r}; this backbone has {_some(list(dense))}")
-    names = {id(part): name for name, part in chosen.items()}
-    for name, part in backbone.named_modules(remove_duplicate=False):
-        if names.get(id(part), name) != name:
-            raise ValueError(f"{names[id(part)]} and {name} are one layer, which cannot be taken apart: leave them out")
+        raise ValueError(
+            f"no nn.Linear has a name that matches {pattern!r}; this backbone has {_some([*filter(None, dense)])}"
+        )
+    names = {id(part.weight): name for name, part in reversed(chosen.items())}
+    for name, held in backbone.named_parameters(remove_duplicate=False):
+        owner = names.get(id(held), "")
+        if owner and name != f"{owner}.weight":
+            other = name.removesuffix(".weight")
+            raise ValueError(f"{owner} and {other} share one kernel, which cannot be taken apart: leave them out")
     return chosen
 
 
@@ -134,6 +140,7 @@ def merge(model: Decomposed, label: int | None = None) -> nn.Module:
     """
     check_decomposed(model)
     gate = model.gate
+    (label,) = (None,) if label is None else whole_numbers([label], "labels")
     if label is not None and not 0 <= label <= gate.num_classes:
         raise ValueError(f"labels run from 0 to {gate.num_classes}, which is no class; got {label}")
     tailor = gate.no_class if label is None or label == gate.num_classes else gate.class_to_tailor[label]
@@ -155,7 +162,7 @@ def _check_dense(backbone: nn.Module) -> None:
 
 
 def _dense(linear: KINDLinear, active: list[int]) -> nn.Linear:
-    kernel = linear.weight(active)
+    kernel = linear.kernel(active)
     m, n = kernel.shape
     dense = nn.Linear(n, m, bias=linear.bias is not None, device="meta")  # no draws from the random generator
     dense.weight = nn.Parameter(kernel)
@@ -171,7 +178,7 @@ def _factors(kernel: Tensor, name: str, share: Tensor, config: KINDConfig) -> tu
     fixed = max(1, int(config.learngenes * full + 1e-9))  # 0.29 · 100 is 28.999…
     rank = config.tailor_rank
     if rank is None:
-        rank = (full - fixed) // count if count else 1
+        rank = (full - fixed) // count if count else max(1, full // 10)  # of those that may be added
     if fixed + count * rank > full or rank < 1:
         fits = (full - fixed) // count if count else 0
         room = f"room for {count} tailors of rank {fits} at most, got {rank}" if fits else f"none for {count} tailors"

@@ -42,6 +42,7 @@ class Case:
 
 
 CASES = (
+    Case(width=192, depth=4, side=8, batch_size=32),
     Case(width=192, depth=4, side=8, batch_size=128),
     Case(width=192, depth=4, side=16, batch_size=128),
     Case(width=384, depth=4, side=8, batch_size=128),

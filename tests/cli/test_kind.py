@@ -38,6 +38,7 @@ from genflow.nn import DiT
 from genflow.pictures import read_image
 from genflow.pipeline import GenflowPipeline
 from genflow.sampling.generate import generate
+from genflow.schedules import VE
 
 KIND = KINDConfig(learngenes=0.25, tailor_rank=4)
 OTHERS = "classes are matched by their order alone"
@@ -160,6 +161,10 @@ def test_grown_models_keep_their_learngenes_and_get_tailors_of_a_seed(whole) -> 
     assert not torch.equal(drawn(other, [4, 5]), drawn(more, [4, 5]))
     torch.testing.assert_close(drawn(new, [0, 1]), drawn(whole, [4, 4]))  # silent ones are no class
     assert {k for _, k in new.backbone.layout().ranks.values()} == {3}
+    run("grow", "runs/whole", "--classes", "2", "--scale", "0.9", "-o", "loud")
+    loud = Denoiser.from_pretrained("loud").backbone
+    for name, linear in loud.linears().items():  # three times the default
+        torch.testing.assert_close(linear.tailor_sigma[4:], 3 * more.backbone.linears()[name].tailor_sigma[4:])
 
 
 def test_info_counts_what_the_library_counts(whole, capsys) -> None:
@@ -427,6 +432,11 @@ def test_the_share_of_right_digits_is_that_of_the_digits_meant() -> None:
             ["kind", "extract", "runs/whole", "--classes", "1", "-o", "/proc/new"],
             "no file can be made in the folder /proc (",
         ),
+        (
+            ["kind", "recombine", "runs/whole", "runs/elsewhere", "-o", "new"],
+            "not parts of one model: runs/elsewhere has another schedule",
+        ),
+        (["kind", "info", "runs/typo"], "there is no folder runs/typo"),
         (["kind", "recombine", "runs/whole", "-o", "new"], "give two parts at least, got 1"),
         (["kind", "recombine", "runs/whole", "runs/three", "-o", "new"], "parts of one model have as many labels"),
         (["kind", "draw", "runs/plain", "-o", "a.png"], "runs/plain is not decomposed"),
@@ -445,6 +455,10 @@ def test_the_share_of_right_digits_is_that_of_the_digits_meant() -> None:
 def test_what_cannot_be_is_said_in_one_line_and_nothing_is_written(command, said, whole, capsys) -> None:
     save(Path("runs/plain"), surgery=IntactConfig())
     save(Path("runs/three"), classes=3)
+    elsewhere = Denoiser(
+        whole.backbone, VE(sigma_max=10.0), whole.parameterization, image_shape=(1, 8, 8), num_classes=4
+    )
+    elsewhere.save_pretrained("runs/elsewhere")
     Path("file").write_text("")
     before = sorted(Path().rglob("*"))
     assert said in refused(capsys, *command)

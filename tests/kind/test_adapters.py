@@ -113,7 +113,7 @@ def test_truncation_keeps_the_largest_components_of_what_was_trained():
     assert isinstance(model, Decomposed)
     for name, linear in model.linears().items():
         u, sigma, v = torch.linalg.svd(dense.get_submodule(name).weight.detach(), full_matrices=False)
-        torch.testing.assert_close(linear.weight(), u[:, :16] * sigma[:16] @ v[:16], rtol=0, atol=1e-5)
+        torch.testing.assert_close(linear.kernel(), u[:, :16] * sigma[:16] @ v[:16], rtol=0, atol=1e-5)
         assert linear.tailor_u.shape[::2] == (NEW, 2)
 
 

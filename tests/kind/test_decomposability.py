@@ -8,8 +8,6 @@ from torch import nn
 
 from genflow.denoiser import Denoiser
 from genflow.kind import KINDConfig, decompose, extract
-from genflow.kind import linear as linear_module
-from genflow.kind import model as model_module
 from genflow.nn import DiT, UNet, dit_preset
 from genflow.parameterizations import PredictVelocity
 from genflow.sampling.generate import generate
@@ -21,14 +19,13 @@ UNET = {"image_size": (8, 8), "in_channels": 1, "num_classes": 5, "width": 16, "
 
 @pytest.mark.parametrize("which", ["dit", "unet"])
 @pytest.mark.parametrize("mode", ["mask", "gather", "segments"])
-def test_every_subset_draws_what_the_whole_draws(mode, which, monkeypatch):
-    monkeypatch.setattr(model_module, "sorts", lambda _: mode == "segments")
-    monkeypatch.setattr(linear_module, "cheapest", lambda *_: mode)
+def test_every_subset_draws_what_the_whole_draws(mode, which):
     network = DiT(**DIT) if which == "dit" else UNet(**UNET, attention=(8, 4), dropout=0.0)
     for parameter in network.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.1)
     backbone = decompose(network, KINDConfig(class_to_tailor=range(5)))
+    backbone.gate.mode = mode
     whole = Denoiser(backbone, Linear(), PredictVelocity(), image_shape=(1, 8, 8), num_classes=5).eval()
     for classes in itertools.chain.from_iterable(itertools.combinations(range(5), n) for n in range(1, 6)):
         small = whole.around(extract(backbone, classes)).eval()

@@ -63,8 +63,32 @@ def test_a_stack_with_a_call_of_its_own_is_called_so():
 
 def test_layers_that_are_one_are_not_taken_apart():
     tied = nn.Linear(16, 16)
-    with pytest.raises(ValueError, match="0 and 2 are one layer"):
+    with pytest.raises(ValueError, match="0 and 2 share one kernel"):
         decompose(nn.Sequential(tied, nn.Tanh(), tied, nn.Linear(16, 16)), CLASSES)
+    other = nn.Linear(16, 16)
+    other.weight = tied.weight
+    with pytest.raises(ValueError, match="0 and 1 share one kernel"):
+        decompose(nn.Sequential(tied, other), CLASSES)
+    table = nn.Embedding(16, 16)
+    table.weight = tied.weight
+    with pytest.raises(ValueError, match="0 and 1 share one kernel"):
+        decompose(nn.Sequential(tied, table), CLASSES)
+
+
+def test_times_of_where_a_jump_goes_stay_with_their_images():
+    class Jumping(Foreign):
+        def forward(self, x, c_noise, y, s):
+            return super().forward(x, c_noise, y, s) + s[:, None, None, None]
+
+    config = KINDConfig(class_to_tailor=(0, 1, 2), learngenes=0.5)
+    model = decompose(Jumping(), config)
+    x, c, y, s = torch.randn(4, 1, 4, 4), torch.randn(4), torch.tensor([2, 0, 3, 1]), torch.arange(4.0)
+    torch.testing.assert_close(model(x, c, y, s), model(x, c, y, torch.zeros(4)) + s[:, None, None, None])
+
+
+def test_the_sizes_of_a_layer_are_still_there():
+    layer = decompose(stack(), CLASSES).linears()["1"]
+    assert (layer.in_features, layer.out_features) == (16, 24)
 
 
 def test_a_stack_of_layers_is_counted():

@@ -27,6 +27,7 @@ from genflow.kind import (
 )
 from genflow.kind import linear as linear_module
 from genflow.nn import DiT, UNet, dit_preset
+from genflow.nn.embeddings import LabelTable
 
 DIT = {"image_size": (8, 8), "in_channels": 1, "num_classes": 5, **dit_preset("tiny")}
 UNET = {"image_size": (8, 8), "in_channels": 1, "num_classes": 5, "width": 16, "multipliers": (1, 2), "blocks": 1}
@@ -94,8 +95,12 @@ def test_a_class_named_twice_is_named_once():
         small = extract(whole, again)
         assert save(small.state_dict()) == save(once.state_dict())
         assert small.layout() == once.layout()
-    with pytest.raises(TypeError):
-        extract(whole, [1.5])
+    for wrong in ([1.5], ["1"], 3):
+        with pytest.raises(ValueError, match="classes are a list of whole numbers"):
+            extract(whole, wrong)
+    assert save(remove_tailors(whole, torch.tensor([1])).state_dict()) == save(remove_tailors(whole, [1]).state_dict())
+    with pytest.raises(ValueError, match="labels are a list of whole numbers"):
+        merge(whole, 1.0)
 
 
 def test_what_new_tailors_cannot_be_is_refused():
@@ -367,3 +372,55 @@ def test_empty_parameters_ask_for_no_gradient():
     x, c, y = inputs([5, 3, 5])  # no tailor is on
     everybody(x, c, y).sum().backward()
     assert all(p.grad is not None for p in everybody.parameters())
+
+
+def test_what_is_left_out_first_is_what_is_worth_least_a_parameter():
+    """A wide layer and a narrow one, of which each component is worth the same: the wide one's cost twice as much."""
+    network = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20), nn.Linear(20, 100))
+    whole = decompose(network, KINDConfig(class_to_tailor=(-1,), linears=r"\d", learngenes=0.5, tailor_rank=1))
+    with torch.no_grad():
+        for linear in whole.linears().values():
+            linear.learngene_u.copy_(nn.functional.normalize(linear.learngene_u, dim=0))
+            linear.learngene_v.copy_(nn.functional.normalize(linear.learngene_v, dim=1))
+            linear.learngene_sigma.fill_(1)
+        whole.linears()["2"].learngene_sigma.fill_(-1.5)  # all of one layer are worth the same, whatever their size
+    count = sum(p.numel() for p in whole.parameters())
+    small = extract(whole, [0], max_params=count - 121 * 9)  # which all of the wide one's but one would save
+    assert [r for r, _ in small.layout().ranks.values()] == [10, 10, 1]
+
+
+def test_new_tailors_are_as_large_as_learngenes_whatever_their_signs():
+    whole = remove_tailors(model())
+    with torch.no_grad():
+        for linear in whole.linears().values():
+            linear.learngene_sigma[::2] *= -1
+    for name, linear in add_tailors(whole, 2, scale=0.5).linears().items():
+        mean = whole.linears()[name].learngene_sigma.abs().mean()
+        torch.testing.assert_close(linear.tailor_sigma, (0.5 * mean).expand_as(linear.tailor_sigma))
+
+
+def test_parts_of_which_one_has_another_tensor_are_refused():
+    one = model()
+    other = copy.deepcopy(one)
+    other.backbone.extra = nn.Linear(2, 2)
+    for parts in ([one, other], [other, one]):
+        with pytest.raises(ValueError, match=r"backbone.extra.bias is in one only"):
+            recombine(parts)
+
+
+def test_parts_are_computed_as_the_whole_is():
+    whole = model()
+    whole.gate.mode = "gather"
+    whole.gradient_checkpointing = True
+    for part in (extract(whole, [1]), remove_tailors(whole, [0]), add_tailors(whole, 1), with_gate_of(whole, 2)):
+        assert part.gate.mode == "gather"
+        assert part.gradient_checkpointing
+        assert part.backbone.gradient_checkpointing
+
+
+def test_a_merged_network_has_the_row_of_no_class_for_classes_that_are_gone():
+    whole = model()
+    (table,) = whole.tables().values()
+    (merged,) = (part for part in merge(extract(whole, [1, 3]), 1).modules() if type(part) is LabelTable)
+    for label, row in enumerate(merged.weight):
+        assert torch.equal(row, table.rows[label] if label in (1, 3) else table.no_class[0])

@@ -62,7 +62,7 @@ def test_is_the_merged_matrix(run, dtype, tolerance, shape):
             kernel = kernel + t.u[c] @ torch.diag(t.sigma[c]) @ t.v[c]
         expected = F.linear(x, kernel, linear.bias)
         assert relative(run(linear, x, [c] * 5), expected) <= tolerance
-        assert relative(F.linear(x, linear.weight([c] if c >= 0 else []), linear.bias), expected) <= tolerance
+        assert relative(F.linear(x, linear.kernel([c] if c >= 0 else []), linear.bias), expected) <= tolerance
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
@@ -72,7 +72,7 @@ def test_a_mixed_batch_is_its_samples(run, dtype, tolerance):
     x = torch.randn(len(tailors), 4, IN, dtype=dtype)
     out = run(linear, x, tailors)
     for b, c in enumerate(tailors):
-        alone = F.linear(x[b], linear.weight([c] if c >= 0 else []), linear.bias)
+        alone = F.linear(x[b], linear.kernel([c] if c >= 0 else []), linear.bias)
         assert relative(out[b], alone) <= tolerance
 
 
@@ -155,9 +155,9 @@ def test_soft_gates_mix_kernels():
     weights = torch.rand(3, CLASSES, dtype=torch.float64, requires_grad=True)
     linear.switch.gating = Mixed(weights)
     out = linear(x)
-    base = linear.weight()
+    base = linear.kernel()
     for b in range(3):
-        kernel = base + sum(w * (linear.weight([c]) - base) for c, w in enumerate(weights[b].detach()))
+        kernel = base + sum(w * (linear.kernel([c]) - base) for c, w in enumerate(weights[b].detach()))
         assert relative(out[b], F.linear(x[b], kernel, linear.bias)) < 1e-12
     out.sum().backward()
     assert weights.grad.all()
@@ -181,9 +181,9 @@ def test_the_merged_kernel_of_bfloat16_factors_is_rounded_once():
     rounded = layer(torch.bfloat16)
     rounded.load_state_dict(linear.state_dict())
     linear.load_state_dict({k: v.double() for k, v in rounded.state_dict().items()})
-    exact = linear.weight([1])
-    assert rounded.weight([1]).dtype == torch.bfloat16
-    assert (rounded.weight([1]).double() - exact).abs().max() <= exact.abs().max() * 2**-8
+    exact = linear.kernel([1])
+    assert rounded.kernel([1]).dtype == torch.bfloat16
+    assert (rounded.kernel([1]).double() - exact).abs().max() <= exact.abs().max() * 2**-8
 
 
 def test_the_mode_follows_the_work():

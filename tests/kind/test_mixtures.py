@@ -64,9 +64,9 @@ def test_kernels_are_mixed_and_not_outputs(network):
         got = network(x, c, y)
     with torch.no_grad():
         for linear in network.linears().values():
-            dense = linear.weight()
+            dense = linear.kernel()
             for place, weight in enumerate(weights):
-                dense += weight * (linear.weight([place]) - linear.weight())
+                dense += weight * (linear.kernel([place]) - linear.kernel())
             u, sigma, v = torch.linalg.svd(dense, full_matrices=False)
             for p, value in ((linear.learngene_u, u), (linear.learngene_sigma, sigma), (linear.learngene_v, v)):
                 p.data = value

@@ -4,9 +4,11 @@ import copy
 import gc
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from genflow.denoiser import Denoiser
@@ -219,9 +221,12 @@ def test_recomputation_frees_what_it_saved():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("extracted", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_compiles_in_one_piece(checkpointing):
+def test_compiles_in_one_piece(checkpointing, extracted):
     network = model()
+    if extracted:  # all classes but one, which is gone: its labels are not looked for
+        network = extract(add_tailors(network, 1), [0, 1, 2, 3])
     network.gradient_checkpointing = checkpointing
     torch._dynamo.reset()
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
@@ -276,3 +281,105 @@ def test_a_model_of_nothing_but_learngenes_comes_back_and_takes_new_classes(whic
     bare.save_pretrained(tmp_path / "merged")
     again = Denoiser.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(again.denoise(x, t), whole.denoise(x, t), rtol=0, atol=1e-4)
+
+
+def test_a_batch_has_a_label_for_each_image_or_one_for_all(mode):
+    network = model()
+    x, c, _ = inputs()
+    wanted = network(x, c, torch.full((6,), 3))
+    for one in (torch.tensor(3), torch.tensor([3])):
+        assert torch.equal(network(x, c, one), wanted)
+    for wrong in (torch.tensor([1, 3]), torch.full((7,), 3), torch.full((6, 1), 3)):
+        with pytest.raises(ValueError, match="a batch of 6 has one label for all or 6, got a tensor"):
+            network(x, c, wrong)
+    denoiser = Denoiser(network, VE(), Karras(sigma_data=0.5), image_shape=(1, 8, 8), num_classes=4)
+    level = torch.tensor(1.0)
+    assert torch.equal(denoiser.denoise(x, level, torch.tensor([3])), denoiser.denoise(x, level, torch.full((6,), 3)))
+    with pytest.raises(ValueError, match="for 4 classes, and num_classes is 3"):
+        Denoiser(network, VE(), Karras(sigma_data=0.5), image_shape=(1, 8, 8), num_classes=3)
+
+
+def test_modes_are_one_function_and_are_chosen_by_name(monkeypatch):
+    network = model()
+    x, c, y = inputs()
+    used = []
+    for name in ("mask", "gather", "segments"):
+        computed = getattr(linear_module, name)
+        monkeypatch.setattr(linear_module, name, lambda *a, f=computed, n=name: used.append(n) or f(*a))
+    whole = linear_module.segmented_linear
+    monkeypatch.setattr(linear_module, "segmented_linear", lambda *a: used.append("segments") or whole(*a))
+    outs = []
+    for chosen in ("mask", "gather", "segments"):
+        network.gate.mode = chosen
+        used.clear()
+        outs.append(network(x, c, y))
+        assert set(used) == {chosen}
+        assert copy.deepcopy(network).gate.mode == chosen
+    for out in outs[1:]:
+        torch.testing.assert_close(out, outs[0], rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="one of auto, mask, gather, segments; got 'masks'"):
+        network.gate.mode = "masks"
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:FutureWarning")  # of what torch itself imports for jvp
+@pytest.mark.parametrize("chosen", ["mask", "gather"])
+def test_there_are_derivatives_of_derivatives_and_forward_ones(chosen):
+    network = model().double()
+    network.gate.mode = chosen
+    x, c, y = (part.double() if part.is_floating_point() else part for part in inputs())
+    direction = torch.randn_like(x)
+
+    def value(x):
+        return network(x, c, y).square().sum()
+
+    with sdpa_kernel(SDPBackend.MATH):  # torch's fused attention has neither
+        x.requires_grad_()
+        (slope,) = torch.autograd.grad(value(x), x, create_graph=True)
+        (curved,) = torch.autograd.grad((slope * direction).sum(), x, retain_graph=True)
+        assert curved.abs().max() > 0
+        _, forward = torch.func.jvp(value, (x.detach(),), (direction,))
+    torch.testing.assert_close(forward, (slope * direction).sum())
+
+
+def test_a_gate_held_within_another_gives_it_back():
+    network = model()
+    x, c, y = inputs()
+    outer = network.gate(y)
+    with network.gate.hold(outer):
+        before = network.backbone(x, c, y, None)
+        with network.gate.hold(network.gate(y.flip(0))):
+            assert not torch.equal(network.backbone(x, c, y, None), before)
+        assert torch.equal(network.backbone(x, c, y, None), before)
+
+
+def test_checkpointing_that_was_on_stays_on():
+    network = DiT(**DIT)
+    network.gradient_checkpointing = True
+    decomposed = decompose(network, KINDConfig(class_to_tailor=range(4)))
+    assert decomposed.gradient_checkpointing
+    assert not model().gradient_checkpointing
+
+
+def test_autocast_leaves_float64_alone(mode):
+    network = model().double()
+    x, c, y = (part.double() if part.is_floating_point() else part for part in inputs())
+    linear = next(iter(network.linears().values()))
+    seen = []
+    linear.register_forward_hook(lambda *a: seen.append(a[-1].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        network(x, c, y)
+    dense = nn.Linear(4, 4).double()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert seen == [dense(torch.randn(2, 4).double()).dtype]
+
+
+def test_class_maps_may_be_tensors():
+    dense = DiT(**DIT)
+    wanted = decompose(dense, KINDConfig(class_to_tailor=(0, 0, 1, -1)))
+    for given in (torch.tensor([0, 0, 1, -1]), np.array([0, 0, 1, -1])):
+        config = KINDConfig(class_to_tailor=given)  # pyright: ignore[reportArgumentType]
+        made = decompose(dense, config)
+        assert (made.gate.tailors, made.layout()) == (wanted.gate.tailors, wanted.layout())
+        assert made.gate.places.tolist() == wanted.gate.places.tolist() == [0, 0, 1, -1, -1]
+    with pytest.raises(ValueError, match="the tailors of a class map are a list of whole numbers"):
+        KINDConfig(class_to_tailor=(0.5, 1, 2, 3))  # pyright: ignore[reportArgumentType]

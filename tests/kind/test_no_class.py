@@ -104,3 +104,12 @@ def test_parts_of_models_that_differ_in_it_are_strangers():
             ClassGate((0, 1, 2), wrong)
     with pytest.raises(ValueError, match='no_class must be "learngenes" or "tailor"'):
         KINDConfig(class_to_tailor=(0,), no_class="none")
+
+
+def test_the_tailor_of_no_class_has_no_part_in_the_norm():
+    """The norm is that of the mean class."""
+    network = DiT(**DIT)
+    made = decompose(network, KINDConfig(class_to_tailor=(0, 1, 2), no_class="tailor", tailor_rank=4))
+    for name, linear in made.linears().items():
+        active = sum(linear.kernel([t]).square().sum() for t in (0, 1, 2)) / 3
+        torch.testing.assert_close(active, network.get_submodule(name).weight.square().sum(), rtol=1e-4, atol=0)

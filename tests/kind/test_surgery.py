@@ -4,7 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from genflow.kind import ClassGate, Decomposed, KINDConfig, KINDLinear, Layout, Mixed, blank, decompose, merge
+from genflow.kind import (
+    ClassGate,
+    Decomposed,
+    KINDConfig,
+    KINDLinear,
+    Layout,
+    Mixed,
+    add_tailors,
+    blank,
+    decompose,
+    merge,
+)
 from genflow.nn import DiT, UNet, dit_preset
 
 DIT = {"image_size": (8, 8), "in_channels": 1, "num_classes": 4, **dit_preset("tiny")}
@@ -36,7 +47,7 @@ def test_with_all_gates_open_the_kernel_is_back(order):
     config = KINDConfig(class_to_tailor=CLASSES, learngenes=0.25, order=order, rescale=False)
     for name, linear in decompose(network, config).linears().items():
         assert linear.tailor_sigma.shape == (4, 12)
-        torch.testing.assert_close(linear.weight(range(4)), network.get_submodule(name).weight, rtol=0, atol=1e-5)
+        torch.testing.assert_close(linear.kernel(range(4)), network.get_submodule(name).weight, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("order", ["descending", "interleaved"])
@@ -45,7 +56,7 @@ def test_active_kernels_keep_their_norm(order, class_to_tailor):
     network = DiT(**DIT).double()
     config = KINDConfig(class_to_tailor=class_to_tailor, tailor_rank=5, order=order)
     for name, linear in decompose(network, config).linears().items():
-        active = [linear.weight([t] if t >= 0 else []).square().sum() for t in class_to_tailor]
+        active = [linear.kernel([t] if t >= 0 else []).square().sum() for t in class_to_tailor]
         wanted = network.get_submodule(name).weight.square().sum()
         assert float((sum(active) / 4 / wanted).sqrt().detach()) == pytest.approx(1, abs=1e-6)
 
@@ -106,7 +117,7 @@ def test_a_silent_kernel_stays_silent():
     fresh = decompose(UNet(**UNET, attention=(8,)), KINDConfig(class_to_tailor=CLASSES))
     for name, linear in fresh.linears().items():
         assert all(p.isfinite().all() for p in linear.parameters())
-        assert linear.weight([0]).any() != name.endswith(".o")
+        assert linear.kernel([0]).any() != name.endswith(".o")
     assert not fresh(*inputs()).any()
 
 
@@ -179,3 +190,9 @@ def test_a_tailor_may_have_any_number():
     assert gate(torch.tensor([0, 1, 2, 3, 4])).tailors.tolist() == [1, -1, 0, 1, -1]
     model = decompose(DiT(**DIT), KINDConfig(class_to_tailor=(7, -1, 3, 7)))
     assert all(isinstance(p, KINDLinear) and len(p.tailor_u) == 2 for p in model.linears().values())
+
+
+def test_tailors_that_are_added_to_a_network_without_any_have_a_tenth_of_its_components():
+    made = decompose(DiT(**DIT), KINDConfig(class_to_tailor=(-1,) * 4))
+    assert {rank for _, rank in made.layout().ranks.values()} == {6}  # of 64
+    assert {rank for _, rank in add_tailors(made, 1).layout().ranks.values()} == {6}
