@@ -147,3 +147,10 @@ def test_models_around_backbones_are_sent_back():
         ):
             with pytest.raises(ValueError, match=said):
                 call(wrong)
+
+
+def test_parts_are_checkpointed_as_the_whole_is():
+    model = decompose(stack(), CLASSES)
+    assert not extract(model, [1]).gradient_checkpointing
+    model.gradient_checkpointing = True
+    assert extract(model, [1]).gradient_checkpointing
