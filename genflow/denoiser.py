@@ -303,12 +303,10 @@ def _check_place(folder_or_repo: str | Path, subfolder: str | None) -> None:
     folder = Path(folder_or_repo)
     if folder.exists():
         _check_folder(folder / (subfolder or ""))
-    elif folder.parent != Path() and folder.parent.is_dir():
-        raise ValueError(
-            f"there is no folder {folder}; since there is one of the name {folder.parent}, no hub is asked"
-        )
     elif not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(folder_or_repo)):
         raise ValueError(f"there is no folder {folder_or_repo}, and a hub repository is named owner/name")
+    elif folder.parent.is_dir():  # as of runs: a slip, for which the hub would be asked several times
+        raise ValueError(f"there is no folder {folder}, and no hub is asked where there is a folder {folder.parent}")
 
 
 def _check_folder(folder: Path) -> None:

@@ -98,8 +98,7 @@ class Gated(nn.Module, abc.ABC):
                 )
             y = y.expand(len(x))
         gating = self.gate(y)
-        mode = self.gate.mode
-        if isinstance(gating, Assigned) and (mode == "segments" or (mode == "auto" and sorts(x))):
+        if isinstance(gating, Assigned) and (gating.mode == "segments" or (gating.mode == "auto" and sorts(x))):
             gating = gating.segments()
             x = x.index_select(0, gating.order)
             c_noise, y, s, augment = (

@@ -21,6 +21,7 @@ class KINDConfig:
 
     A kernel (m, n) gets `floor(learngenes · min(m, n))` learngenes, at least 1, and a tailor of `tailor_rank`
     components for each name in `class_to_tailor`; `tailor_rank = None` shares out evenly what the learngenes leave.
+    Where no class has a tailor, those that are added later have `tailor_rank`, or a tenth of min(m, n).
 
     Source: "KIND: Knowledge Integration and Diversion for Training Decomposable Models" (arXiv 2408.07337). The set of
     layers (q, k, v, o and the two of the MLP) is that of the same authors' DivControl (arXiv 2507.23620). Unconfirmed
@@ -90,7 +91,7 @@ def matching_linears(backbone: nn.Module, pattern: str) -> dict[str, nn.Linear]:
         raise ValueError(
             f"no nn.Linear has a name that matches {pattern!r}; this backbone has {_some([*filter(None, dense)])}"
         )
-    names = {id(part.weight): name for name, part in reversed(chosen.items())}
+    names = {id(part.weight): name for name, part in reversed(chosen.items())}  # of those that share one, the first
     for name, held in backbone.named_parameters(remove_duplicate=False):
         owner = names.get(id(held), "")
         if owner and name != f"{owner}.weight":
@@ -140,7 +141,8 @@ def merge(model: Decomposed, label: int | None = None) -> nn.Module:
     """
     check_decomposed(model)
     gate = model.gate
-    (label,) = (None,) if label is None else whole_numbers([label], "labels")
+    if label is not None:
+        (label,) = whole_numbers([label], "labels")
     if label is not None and not 0 <= label <= gate.num_classes:
         raise ValueError(f"labels run from 0 to {gate.num_classes}, which is no class; got {label}")
     tailor = gate.no_class if label is None or label == gate.num_classes else gate.class_to_tailor[label]

@@ -7,8 +7,6 @@ import torch
 from torch import nn
 
 from genflow.kind import Assigned, Closed, KINDConfig, decompose, extract, remove_tailors, with_gate_of
-from genflow.kind import linear as linear_module
-from genflow.kind import model as model_module
 from genflow.nn import DiT, UNet, dit_preset
 
 DIT = {"image_size": (8, 8), "in_channels": 1, "num_classes": 4, **dit_preset("tiny")}
@@ -40,10 +38,9 @@ def test_learngenes_only_is_the_model_without_its_tailors(which):
 
 
 @pytest.mark.parametrize("gate", [0, 2])
-def test_the_gate_of_another_class_is_the_model_with_its_tailors_exchanged(gate, monkeypatch):
-    monkeypatch.setattr(model_module, "sorts", lambda _: False)
-    monkeypatch.setattr(linear_module, "cheapest", lambda *_: "gather")  # the same products, bit for bit
+def test_the_gate_of_another_class_is_the_model_with_its_tailors_exchanged(gate):
     network = model()
+    network.gate.mode = "gather"  # the same products, bit for bit
     x, c, y = inputs()
     swapped = with_gate_of(network, gate)(x, c, y)
     exchanged = copy.deepcopy(network)
@@ -52,7 +49,7 @@ def test_the_gate_of_another_class_is_the_model_with_its_tailors_exchanged(gate,
             for name in ("tailor_u", "tailor_sigma", "tailor_v"):
                 getattr(linear, name).copy_(getattr(source, name)[[gate] * 4])
     assert torch.equal(swapped, exchanged(x, c, y))
-    with network.gate.hold(Assigned(torch.full_like(y, gate))):
+    with network.gate.hold(Assigned(torch.full_like(y, gate), "gather")):
         assert torch.equal(swapped, network.backbone(x, c, y))
     own = y == gate
     assert torch.equal(swapped[own], network(x, c, y)[own])
